@@ -207,7 +207,7 @@ def names(self: ImageDataset) -> dict[str, str]:
     "Slug to the name that people read."
     return dict(zip(self.classes.slug, self.classes.name, strict=True))
 
-# %% ../nbs/12_dataset.ipynb #cff68f68
+# %% ../nbs/12_dataset.ipynb #cc4bb95e
 ACTIONS = ('keep', 'exclude', 'relabel')
 
 @patch(as_prop=True)
@@ -227,7 +227,7 @@ def labels(self: ImageDataset) -> pd.DataFrame:
     im, dec = self.images, self.decisions.set_index('path')
     res = im[['path', 'given_label', 'split']].rename(columns=dict(given_label='label'))
     relabel = dec[dec.action == 'relabel'].label
-    res['label'] = res.path.map(relabel).fillna(res.label).astype('string')
+    res['label'] = res.path.map(relabel).astype('string').fillna(res.label)
     res = res[~res.path.isin(dec.index[dec.action == 'exclude'])].reset_index(drop=True)
     return res.assign(is_valid=(res.split == 'valid').fillna(False).astype(bool))
 
