@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
+PROGRAM = Path(sys.executable).with_name('vegc')  # the console script of this environment
 
 
 def project_files(root):

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from conftest import PROGRAM, ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 HEAVY = {'torch', 'torchvision', 'fastai', 'matplotlib', 'pandas'}
 NOTEBOOKS = sorted((ROOT / 'nbs').glob('[0-9]*.ipynb'))
 
@@ -97,13 +97,14 @@ def test_modules_for_small_installs_import_nothing_beyond_them(module):
 def test_help_is_quick_and_loads_nothing_heavy():
     code = 'import sys\nfrom vegc.cli import main\nsys.argv = ["vegc", "--help"]\ntry: main()\nexcept SystemExit: pass'
     assert loaded_by(code) & (HEAVY | {'numpy', 'PIL', 'scipy', 'sklearn', 'aiohttp', 'rich'}) == set()
-    best = min(seconds([sys.executable, '-m', 'vegc.cli', '--help']) for _ in range(3))
+    best = min(seconds([PROGRAM, '--help']) for _ in range(3))
     assert best < 1, f'vegc --help took {best:.2f} s'
 
 
 def seconds(command):
     start = time.perf_counter()
-    subprocess.run(command, check=True, capture_output=True)
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    assert 'Usage' in done.stdout
     return time.perf_counter() - start
 
 

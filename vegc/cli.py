@@ -147,25 +147,179 @@ def main() -> None:
     "The console script `vegc`."
     app(prog_name='vegc')
 
-# %% ../nbs/70_cli.ipynb #cba001bb
+# %% ../nbs/70_cli.ipynb #3b5d39ec
 def _option(help: str, *names: str, **kw): return typer.Option(*names, help=help, show_default=True, **kw)
 
 _Json = Annotated[bool, _option('One JSON object on standard output.', '--json')]
 _Lists = Annotated[Path, typer.Argument(metavar='LISTS', help='A folder of CSV files, one class each, one image URL a line; or one file.')]
 _Dataset = Annotated[Path, typer.Argument(metavar='DATASET', help='The folder of the dataset.')]
 _Subject = Annotated[str | None, _option('What the pictures show: people, objects, species, characters, places or other. Asked once.')]
-_Conflict = Annotated[str, _option('One picture under several labels: review, drop, first or all.')]
+_Conflict = Annotated[str | None, _option("One picture under several labels: review, drop, first or all; the dataset's own, review for a new one.")]
 _Cap = Annotated[int | None, _option('At most so many URLs of a class; blank lines are not counted.')]
 
-def _hosts(
-    text: str,            # h1,h2
-) -> tuple[str, ...]:
-    "A list as a person types it, commas between."
-    return tuple(h.strip() for h in text.split(',') if h.strip())
-
-# %% ../nbs/70_cli.ipynb #4d74b45c
+# %% ../nbs/70_cli.ipynb #688097b8
 @_verb('plan')
 def _plan(lists: _Lists, max_per_class: _Cap=None, as_json: _Json=False):
-    "Say what URL lists hold, before anything is downloaded."
+    "Say what URL lists hold; downloads nothing."
     from vegc.lists import plan
     _show(_work(plan, lists, max_per_class=max_per_class), as_json)
+
+# %% ../nbs/70_cli.ipynb #a86f72ea
+@_verb('ingest')
+def _ingest(lists: _Lists, dataset: _Dataset, max_per_class: _Cap=None,
+            max_size: Annotated[int | None, _option("Long side of stored pictures, pixels; the dataset's own, 500 for a new one.")]=None,
+            subject: _Subject=None, on_conflict: _Conflict=None,
+            allow_hosts: Annotated[str, _option('Hosts that may have a private or loopback address, commas between.')]='',
+            retry_failed: Annotated[bool, _option('Try again what failed before.', '--retry-failed')]=False,
+            max_bytes: Annotated[int, _option('Largest body, bytes after decompression.')]=10_000_000,
+            deadline: Annotated[float, _option('Seconds for a request in all.')]=15.,
+            tries: Annotated[int, _option('Requests for an address when the failure may pass.')]=3,
+            per_host: Annotated[int, _option('Requests at a time to one host.')]=8,
+            concurrency: Annotated[int, _option('Requests at a time in all.')]=64,
+            max_pixels: Annotated[int, _option('Pixels of the largest picture that is decoded.')]=50_000_000,
+            min_side: Annotated[int, _option('Shortest side that is kept, pixels.')]=16,
+            max_aspect: Annotated[float, _option('Largest ratio of long to short side.')]=8.,
+            max_failures: Annotated[float, _option('Share of failures at which the run ends with an error.')]=.6,
+            ignore_optout_headers: Annotated[bool, _option('Fetch despite X-Robots-Tag and tdm-reservation.', '--ignore-optout-headers')]=False,
+            user_agent: Annotated[str, _option('How to introduce oneself; empty: vegc, its version and your contact.')]='',
+            as_json: _Json=False):
+    "Download the pictures of URL lists into a dataset."
+    keywords = {k: v for k, v in locals().items() if k not in ('lists', 'dataset', 'as_json')}
+    from vegc.ingest import TooManyFailures, ingest
+    try: result = _work(ingest, lists, dataset, **keywords)
+    except TooManyFailures as e:
+        if as_json: _show(e.result, as_json)  # a program wants the numbers all the same
+        raise
+    _show(result, as_json)
+
+@_verb('add')
+def _add(src: Annotated[Path, typer.Argument(metavar='SOURCE', help='A folder with a folder of pictures for each class, or a CSV of paths and labels.')],
+         dataset: _Dataset, subject: _Subject=None, on_conflict: _Conflict=None, as_json: _Json=False):
+    "Take pictures that are on disk already into a dataset."
+    from vegc.ingest import add
+    _show(_work(add, src, dataset, subject=subject, on_conflict=on_conflict), as_json)
+
+# %% ../nbs/70_cli.ipynb #00d22be4
+def _open(
+    folder: Path,
+):                # ImageDataset
+    "A dataset that exists already. Raises `DatasetError` when there is none."
+    from vegc.core import load_config
+    from vegc.dataset import ImageDataset
+    load_config(folder)  # without it, opening would offer to make one
+    return ImageDataset(folder)
+
+@_verb('manifest')
+def _manifest(dataset: _Dataset, csv: Annotated[bool, _option('The whole table as CSV on standard output.', '--csv')]=False):
+    "Say what became of every row, or print the table."
+    df = _work(lambda: _open(dataset).df)
+    if csv: df.to_csv(sys.stdout, index=False)
+    else:
+        reason = df.error_message.str.split(':').str[0]
+        counts = df.assign(reason=reason).groupby(['status', 'reason', 'split'], dropna=False).size().rename('rows').reset_index()
+        _show(counts, as_json=False)
+
+@_verb('duplicates')
+def _duplicates(dataset: _Dataset, csv: Annotated[Path, _option('Where to write path_a, path_b, kind, similarity.', '--csv')]):
+    "List pictures that are copies of one another."
+    from vegc.split import duplicate_pairs
+    ds = _open(dataset)
+    images = ds.images
+    pairs, paths = _work(duplicate_pairs, ds, images), images.path.to_numpy()
+    pairs.insert(0, 'path_a', paths[pairs.pop('a')])
+    pairs.insert(1, 'path_b', paths[pairs.pop('b')])
+    _write_csv(pairs, csv)
+    _show(pairs.groupby('kind').size().rename('pairs').reset_index(), as_json=False)
+
+def _write_csv(frame, path: Path) -> None:
+    from vegc.core import write_atomic
+    write_atomic(path, frame.to_csv(index=False))
+
+# %% ../nbs/70_cli.ipynb #4ed27b38
+@_verb('split')
+def _split(dataset: _Dataset,
+           valid: Annotated[float, _option('Share to validate on.')]=.2,
+           test: Annotated[float, _option('Share kept for the last word.')]=.1,
+           seed: Annotated[int | None, _option("Seed of the deal; the dataset's own if not given.")]=None,
+           group_by: Annotated[str | None, _option('Keep together what shares its host, creator or query.')]=None,
+           reassign: Annotated[bool, _option('Forget all splits and deal anew; stages trained before will be refused.', '--reassign')]=False,
+           as_json: _Json=False):
+    "Assign splits; copies share theirs."
+    from vegc.split import split
+    _show(_work(split, _open(dataset), valid=valid, test=test, seed=seed, group_by=group_by, reassign=reassign), as_json)
+
+# %% ../nbs/70_cli.ipynb #1e7c669d
+def _numbers(
+    text: str,          # as typed: 8,4
+    kind: type,         # int or float
+    flag: str,          # for the message
+    counts: tuple=(2,), # how many there may be
+) -> tuple:
+    "Numbers with commas between. Raises `UsageError`."
+    try: res = tuple(kind(part) for part in text.split(','))
+    except ValueError: res = ()
+    if len(res) not in counts: raise UsageError(f'{flag} takes {" or ".join(map(str, counts))} numbers with a comma between, not {text!r}.')
+    return res
+
+def _rate(text: str | None) -> float | slice | None:
+    "A rate, or a slice of rates; none where nothing was typed."
+    if text is None: return None
+    found = _numbers(text, float, '--lr', (1, 2))
+    return slice(*found) if len(found) == 2 else found[0]
+
+# %% ../nbs/70_cli.ipynb #9b0eb608
+@_verb('train')
+def _train(dataset: _Dataset,
+           arch: Annotated[str, _option('A body of torchvision or timm by name, or efficientnet_lite0.')]='resnet50',
+           size: Annotated[int | None, _option('Side of the pictures, pixels; 224, or that of --start, if not given.')]=None,
+           bs: Annotated[int, _option('Pictures a batch.')]=64,
+           epochs: Annotated[str, _option('Of the frozen and of the unfrozen part; 0 leaves a part out.')]='8,4',
+           lr: Annotated[str | None, _option('Peak rate of the unfrozen part: one number, or two from early layers to the head.')]=None,
+           weights: Annotated[str, _option('auto for ImageNet weights, or a state dict file.')]='auto',
+           start: Annotated[str | None, _option('A stage to start from.')]=None,
+           labels: Annotated[str, _option('current, or given for those without decisions.')]='current',
+           stage: Annotated[str, _option('Name of the stage; the frozen part is saved as NAME-1.')]='raw',
+           seed: Annotated[int | None, _option("The dataset's own if not given.")]=None,
+           cached: Annotated[bool, _option('Train the frozen part on features computed once, or with augmentation.', '--cached/--no-cached')]=True,
+           overwrite: Annotated[bool, _option('Replace a stage of that name.', '--overwrite')]=False,
+           as_json: _Json=False):
+    "Train the head, then the whole network; keep the best epoch."
+    from vegc.train import train
+    learn = _work(train, _open(dataset), arch=arch, size=size, bs=bs, epochs=_numbers(epochs, int, '--epochs'), lr=_rate(lr), weights=weights,
+                  start=start, labels=labels, stage=stage, seed=seed, cached=cached, overwrite=overwrite)
+    if as_json: _show(learn.info.to_dict(), as_json=True)
+    else: print(f'{table_text(_jsonable(learn.info.history))}\n\nSaved as {stage}: the best epoch, {_epoch(learn.info.best)}.')
+
+def _epoch(row: dict) -> str: return f'{row["part"]} {row["epoch"]} with accuracy {row["accuracy"]:.3f} on valid' if row else 'untrained'
+
+@_verb('evaluate')
+def _evaluate(dataset: _Dataset, stage: Annotated[str, _option('Name of a stage.')],
+              split: Annotated[str, _option('valid or test.')]='valid', as_json: _Json=False):
+    "Say how good a stage is, with intervals."
+    from vegc.evaluate import evaluate
+    _show(_work(evaluate, _open(dataset), stage, split), as_json)
+
+# %% ../nbs/70_cli.ipynb #a563125b
+@_verb('export')
+def _export(dataset: _Dataset, stage: Annotated[str, typer.Argument(metavar='STAGE', help='Name of a stage.')],
+            path: Annotated[Path, typer.Argument(metavar='FILE', help='Where to write the model.')]):
+    "Write a stage as one model file."
+    from vegc.export import export
+    print(f'Wrote {_work(export, _open(dataset), stage, path)}.')
+
+@_verb('predict')
+def _predict(model: Annotated[Path, typer.Argument(metavar='FILE', help='A model file, as from export.')],
+             items: Annotated[list[Path], typer.Argument(metavar='PATH...', help='Pictures, or folders of pictures.')],
+             csv: Annotated[Path | None, _option('Also write the table to this file.', '--csv')]=None, as_json: _Json=False):
+    "Say what is in pictures, in the order given."
+    from vegc.export import predict
+    table = _work(predict, model, items)
+    if csv is not None: _write_csv(table, csv)
+    shown = table if as_json else table[[c for c in table if not c.startswith('p_')]]
+    _show(shown, as_json)
+
+@_verb('demo')
+def _demo(out: Annotated[Path | None, _option('Folder to work in; a temporary one if not given.')]=None, as_json: _Json=False):
+    "Run every step on pictures it makes itself."
+    from vegc.demo import demo
+    _show(_work(demo, out), as_json)

@@ -1,0 +1,188 @@
+"""The command line: it says what the functions say, nothing else on standard output, one sentence on error."""
+import importlib
+import inspect
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import pytest
+import typer
+from conftest import PROGRAM, ROOT
+from typer.testing import CliRunner
+
+from vegc import cli
+from vegc.core import UsageError, VegcError, VegcWarning
+
+# Each verb that is one function: the function, verb parameters that are not keywords of it, keywords that are not flags.
+FUNCTIONS = {
+    'plan': ('vegc.lists:plan', {'as_json'}, set()),
+}
+
+
+def verbs():
+    "Every verb's own function by name."
+    return {c.name: inspect.unwrap(c.callback) for c in cli.app.registered_commands}
+
+
+def run(*args, **env):
+    "The real program in a process of its own."
+    return subprocess.run([PROGRAM, *map(str, args)], capture_output=True, text=True, env=os.environ | env)
+
+
+@pytest.fixture
+def lists(tmp_path):
+    folder = tmp_path / 'lists'
+    folder.mkdir()
+    (folder / 'pho.csv').write_text('https://example.org/images?q=1\n\nhttps://example.org/images?q=2\n')
+    (folder / 'bun.csv').write_text('https://example.org/images?q=2\nhttps://example.org/images?q=3')
+    return folder
+
+
+@pytest.mark.parametrize('verb', FUNCTIONS)
+def test_a_verb_has_the_keywords_and_defaults_of_its_function(verb):
+    where, only_verb, only_function = FUNCTIONS[verb]
+    module, name = where.split(':')
+    takes = inspect.signature(getattr(importlib.import_module(module), name)).parameters
+    flags = inspect.signature(verbs()[verb]).parameters
+    assert {n for n, p in takes.items() if p.kind != p.VAR_KEYWORD} - only_function == set(flags) - only_verb
+    for n in takes.keys() & flags.keys():
+        if flags[n].default != takes[n].default: assert as_typed(takes[n].default) == flags[n].default, n
+
+
+def as_typed(value):
+    "A default as a person would type it: 8,4 for (8, 4)."
+    if isinstance(value, tuple): return ','.join(map(str, value))
+    return '' if value is None else str(value)
+
+
+def test_every_verb_has_help_and_every_flag_a_sentence():
+    for name in verbs():
+        done = CliRunner().invoke(cli.app, [name, '--help'])
+        assert done.exit_code == 0
+        assert verbs()[name].__doc__, name
+        for parameter in inspect.signature(verbs()[name]).parameters.values():
+            info = parameter.annotation.__metadata__[0]
+            assert info.help and info.help.endswith(('.', '?')), f'{name}: {parameter.name}'
+
+
+def documented():
+    "Every `vegc …` line in fenced blocks of the documentation."
+    files = [ROOT / 'README.md', ROOT / 'data/README.md', *sorted((ROOT / 'docs').glob('*.md'))]
+    for file in files:
+        for block in re.findall(r'```\w*\n(.*?)```', file.read_text(encoding='utf-8'), re.DOTALL):
+            for line in block.splitlines():
+                if line.startswith('vegc '): yield f'{file.name}: {line}'
+
+
+@pytest.mark.parametrize('line', list(documented()))
+def test_a_documented_command_exists(line):
+    verb, *args = shlex.split(line.partition(': vegc ')[2], comments=True)
+    assert verb in verbs()
+    parameters = [p.annotation.__metadata__[0] for p in inspect.signature(verbs()[verb]).parameters.values()]
+    command = typer.main.get_command(cli.app).commands[verb]
+    known = {o for p in command.params for o in [*p.opts, *p.secondary_opts]}
+    assert {a for a in args if a.startswith('--')} <= known, line
+    assert parameters
+
+
+def test_readme_python_names_exist():
+    import vegc.all as vegc_all
+    code, = re.findall(r'```python\n(.*?)```', (ROOT / 'README.md').read_text(encoding='utf-8'), re.DOTALL)
+    for name, arguments in re.findall(r'\b(\w+)\((.*)\)', code):
+        if name == 'print': name, arguments = re.match(r'(\w+)\((.*)\)', arguments).groups()
+        keywords = re.findall(r'(\w+)=', arguments)
+        assert set(keywords) <= set(inspect.signature(getattr(vegc_all, name)).parameters), name
+
+
+def test_version():
+    done = run('--version')
+    assert done.returncode == 0 and re.fullmatch(r'\d+\.\d+\.\d+\S*\n', done.stdout)
+
+
+def test_json_is_one_object_and_people_get_a_table(lists):
+    done = run('plan', lists, '--json')
+    assert json.loads(done.stdout)['shared_across'] == 1 and done.stdout.count('\n') == 1
+    done = run('plan', lists)
+    assert 'shared' in done.stdout and '{' not in done.stdout and done.stderr == ''
+
+
+@pytest.mark.parametrize('args,code', [
+    (['no-such-verb'], 2), (['plan'], 2), (['plan', 'x', '--no-such-flag'], 2), (['plan', 'x', '--max-per-class', 'many'], 2),
+    (['plan', 'no/such/folder'], 2), (['manifest', 'no/such/dataset'], 1),
+])
+def test_a_wrong_call_is_one_sentence_and_a_code(args, code):
+    done = run(*args)
+    assert done.returncode == code and done.stdout == ''
+    assert 'Traceback' not in done.stderr and done.stderr.strip()
+
+
+@pytest.fixture
+def failing(monkeypatch, lists):
+    "Call `vegc plan` with a function that raises or warns as told."
+    def call(effect, *args, debug=''):
+        def plan(*a, **k):
+            print('a line that a library prints')
+            if isinstance(effect, BaseException): raise effect
+            for w in effect: warnings.warn(w, stacklevel=1)
+            return original(*a, **k)
+        import vegc.lists
+        original = vegc.lists.plan
+        monkeypatch.setattr(vegc.lists, 'plan', plan)
+        monkeypatch.setenv('VEGC_DEBUG', debug)
+        return CliRunner().invoke(cli.app, ['plan', str(lists), *args])
+    return call
+
+
+@pytest.mark.parametrize('error,code,says', [
+    (VegcError('The disk is full.'), 1, 'error: The disk is full.\n'),
+    (UsageError('Say what the pictures show.'), 2, 'error: Say what the pictures show.\n'),
+    (KeyboardInterrupt(), 130, 'Stopped.'),
+    (PermissionError(13, 'Permission denied', '/x/y'), 1, 'error: /x/y: Permission denied.\n'),
+    (ZeroDivisionError('division by zero'), 1, 'ZeroDivisionError: division by zero'),
+])
+def test_an_exception_becomes_a_sentence(failing, error, code, says):
+    done = failing(error, '--json')
+    assert done.exit_code == code and done.stdout == ''
+    assert says in done.stderr and 'Traceback' not in done.stderr
+
+
+def test_debugging_shows_where(failing):
+    done = failing(ZeroDivisionError('division by zero'), debug='1')
+    assert 'Traceback' in done.stderr and done.exit_code == 1
+
+
+def test_warnings_for_people_once_and_nothing_else_on_standard_output(failing):
+    done = failing([VegcWarning('Look at this.'), VegcWarning('Look at this.'), DeprecationWarning('not for people')], '--json')
+    assert json.loads(done.stdout)['urls'] == 4
+    assert done.stderr.count('warning: Look at this.\n') == 1 and 'not for people' not in done.stderr
+    assert 'a line that a library prints' in done.stderr
+
+
+def test_a_reader_that_goes_away_is_not_an_error(lists):
+    command = f'{shlex.quote(str(PROGRAM))} plan {shlex.quote(str(lists))} | true'
+    done = subprocess.run(['bash', '-c', command], capture_output=True, text=True)
+    assert done.stderr == ''
+
+
+@pytest.mark.skipif(os.name == 'nt', reason='signals are sent otherwise there')
+def test_ctrl_c_ends_with_a_sentence(tmp_path):
+    code = ('import time, vegc.lists\ndef plan(*a, **k):\n    print("started", flush=True)\n    time.sleep(60)\nvegc.lists.plan = plan\n'
+            'import sys\nfrom vegc.cli import main\nsys.argv = ["vegc", "plan", "x"]\nmain()')
+    process = subprocess.Popen([sys.executable, '-c', code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process.stderr.readline()  # `started`, turned to standard error
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=20)
+    assert process.returncode == 130 and err.startswith('Stopped.') and out == ''
+
+
+def test_every_path_argument_takes_any_letters(tmp_path):
+    folder = Path(tmp_path / 'phở bò')
+    folder.mkdir()
+    (folder / 'bánh mì.csv').write_text('https://example.org/1\n', encoding='utf-8')
+    assert json.loads(run('plan', folder, '--json').stdout)['urls'] == 1
