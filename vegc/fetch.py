@@ -119,7 +119,7 @@ def read_data_uri(
     if len(data) > max_bytes: raise FetchProblem('too_large', f'more than {max_bytes:,} bytes')
     return data, head.partition(';')[0].strip()
 
-# %% ../nbs/13_fetch.ipynb #5083f00c
+# %% ../nbs/13_fetch.ipynb #c90e0b6e
 _NAT64 = ipaddress.ip_network('64:ff9b::/96')
 
 def is_public(
@@ -132,6 +132,12 @@ def is_public(
         if ip in _NAT64: inner = ipaddress.ip_address(int(ip) & 0xFFFFFFFF)
         if inner is not None: return is_public(str(inner))
     return ip.is_global and not ip.is_multicast
+
+def _literal(host: str) -> str:
+    "The address that a host is when it is written as one, in any of the old ways too (127.1, 2130706433); '' for a name."
+    if ':' in host: return host
+    with contextlib.suppress(OSError, UnicodeError): return socket.inet_ntoa(socket.inet_aton(host))
+    return ''
 
 class BlockedAddress(OSError):
     "All addresses of a name are private."
@@ -150,8 +156,8 @@ class CheckedResolver(AbstractResolver):
 
     def check_literal(self, url: URL) -> None:
         "aiohttp does not resolve an address written as such, so it is checked here. Raises `FetchProblem`."
-        with contextlib.suppress(ValueError):
-            if not self.permits(url.raw_host, str(ipaddress.ip_address(url.raw_host))): raise FetchProblem('blocked_address', url.raw_host)
+        address = _literal(url.raw_host)
+        if address and not self.permits(url.raw_host, address): raise FetchProblem('blocked_address', f'{url.raw_host} is {address}')
 
     async def close(self) -> None: "Nothing is held open."
 

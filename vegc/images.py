@@ -5,12 +5,11 @@
 # %% auto #0
 __all__ = ['FORMATS', 'QUALITY', 'ImageProblem', 'load_rgb', 'phash', 'phash_mirrored', 'Prepared', 'prepare']
 
-# %% ../nbs/11_images.ipynb #9bfec8c3
+# %% ../nbs/11_images.ipynb #2a56c1f1
 import io
 import os
 import re
 import struct
-import warnings
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +29,7 @@ class ImageProblem(VegcError):
         self.code, self.detail = code, detail
         super().__init__(f'{code}: {detail}' if detail else code)
 
-# %% ../nbs/11_images.ipynb #807cc664
+# %% ../nbs/11_images.ipynb #e3edf521
 FORMATS = ('JPEG', 'PNG', 'GIF', 'WEBP', 'AVIF', 'BMP', 'TIFF', 'JPEG2000', 'ICO')
 _MAGIC = (b'\xff\xd8\xff', b'\x89PNG', b'GIF8', b'II*\0', b'MM\0*', b'BM')
 
@@ -40,7 +39,7 @@ def _open(data: bytes) -> Image.Image:
     try: return Image.open(io.BytesIO(data), formats=FORMATS)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as e: raise ImageProblem('too_many_pixels', str(e)) from None
     except Image.UnidentifiedImageError:
-        known = data.startswith(_MAGIC) or data[:4] == b'RIFF' and data[8:12] == b'WEBP'
+        known = data.startswith(_MAGIC) or data[:4] == b'RIFF' and data[8:12] == b'WEBP' or data[4:8] == b'ftyp' and b'avif' in data[8:40]
         raise (ImageProblem('corrupt', 'the header cannot be read') if known else ImageProblem('not_image', _what(data))) from None
     except Exception as e: raise ImageProblem('corrupt', _reason(e)) from e  # a decoder may raise anything on hostile bytes
 

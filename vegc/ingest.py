@@ -223,7 +223,7 @@ class TooManyFailures(VegcError):
         super().__init__(f'{result.failed_share:.0%} of the rows failed, more than the {limit:.0%} that max_failures allows. Nothing was deleted; '
                          f'the reasons stand in the manifest, and retry_failed asks again.\n\n{result}')
 
-# %% ../nbs/14_ingest.ipynb #f8655d45
+# %% ../nbs/14_ingest.ipynb #1f6c9fc2
 def _result(dataset: ImageDataset, rows: list[dict], **more: int) -> IngestResult:
     "Count over these rows of the manifest."
     status = Counter(r['status'] for r in rows)
@@ -244,9 +244,9 @@ def _warn_of_classes(rows: list[dict]) -> None:
     for r in rows:
         if r.get('path'): images[r['given_label']].add(r['path'])
     for n, what in ((0, 'no picture at all: every URL or file of theirs failed'), (1, 'a single picture, too few to train and to test on')):
-        if named := sorted(c for c, paths in images.items() if len(paths) == n): warn(f'{"Class" if len(named) == 1 else "Classes"} with {what}: {", ".join(named)}.', 4)
+        if named := sorted(c for c, paths in images.items() if len(paths) == n): warn(f'{"Class" if len(named) == 1 else "Classes"} with {what}: {", ".join(named)}.', 5)
 
-# %% ../nbs/14_ingest.ipynb #f3027494
+# %% ../nbs/14_ingest.ipynb #ffb5885f
 def _fill(
     dataset: ImageDataset,
     bases: Callable[[dict], list[dict]],     # from the rows known, the rows wanted
@@ -261,6 +261,7 @@ def _fill(
         rows = bases(run.done)
         todo = [b for b in rows if is_open(run.done.get(b['key']))]
         full, work = False, _Work(dataset.path, run, todo, limits)
+        for tmp in (dataset.path/'images').glob('*/.tmp-*'): tmp.unlink()  # half files of a killed run; the lock is ours
         try:
             reused = work.reuse() if reuse else 0
             requested = len(work.wanted)
@@ -278,7 +279,7 @@ def _fill(
     if res.failed_share > max_failures: raise TooManyFailures(res, max_failures)
     return res
 
-# %% ../nbs/14_ingest.ipynb #1d7385dc
+# %% ../nbs/14_ingest.ipynb #b034d895
 def _drive(work: _Work, source: Callable, total: int) -> None:
     "Let the source hand over its URLs, with a progress bar."
     if not work.wanted: return
@@ -288,9 +289,10 @@ def _drive(work: _Work, source: Callable, total: int) -> None:
         _in_thread(lambda: source(urls, work.handle), lambda: bar.update(work.rows_done - bar.n))
 
 def _settle_run(run, rows: list[dict], on_conflict: str) -> None:
-    "Settle the whole manifest, rows of these lists in their order."
+    "Settle the whole manifest. Answers come in any order; in the manifest the rows of these lists stand in theirs."
     order = {b['key']: i for i, b in enumerate(rows)}
-    for row in settle(sorted(run.done.values(), key=lambda r: order.get(r['key'], -1)), on_conflict): run.add(row)
+    run.done = dict(sorted(run.done.items(), key=lambda kv: order.get(kv[0], -1)))
+    for row in settle(list(run.done.values()), on_conflict): run.add(row)
 
 # %% ../nbs/14_ingest.ipynb #84a2375d
 def _dataset(dataset: str | os.PathLike | ImageDataset, subject: str | None, **config) -> ImageDataset:

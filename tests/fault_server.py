@@ -1,0 +1,163 @@
+"""A real HTTP server on loopback that misbehaves: every path is one fault, every request is counted."""
+import asyncio
+import contextlib
+import gzip
+import io
+import socket
+import struct
+import threading
+import zlib
+from collections import Counter
+
+import numpy as np
+from aiohttp import web
+from PIL import Image
+
+
+def jpeg(seed=0, size=(160, 120), **kw):
+    "A photograph-like JPEG: soft random colours, different for every seed."
+    pixels = np.random.default_rng(seed).integers(0, 255, (6, 8, 3), dtype='uint8')
+    out = io.BytesIO()
+    Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC).save(out, 'JPEG', **({'quality': 90} | kw))
+    return out.getvalue()
+
+
+def bomb(megabytes):
+    "A gzip stream of zeros."
+    pack = zlib.compressobj(9, wbits=31)
+    return b''.join([pack.compress(bytes(1 << 20)) for _ in range(megabytes)]) + pack.flush()
+
+
+class FaultServer:
+    "Use as a context manager; `url(path)` names a picture, `asked` counts requests by path and query."
+    def __init__(self, delay=0.):
+        self.asked, self.sent, self.agents, self.open_now, self.most_open, self.delay = Counter(), Counter(), set(), 0, 0, delay
+        self.ready, self.bodies = threading.Event(), {}
+
+    def url(self, path): return f'http://127.0.0.1:{self.port}{path}'
+
+    def __enter__(self):
+        self.thread = threading.Thread(target=lambda: asyncio.run(self._serve()), daemon=True)
+        self.thread.start()
+        assert self.ready.wait(10)
+        return self
+
+    def __exit__(self, *exc):
+        self.loop.call_soon_threadsafe(self.stop.set)
+        self.thread.join(10)
+
+    async def _serve(self):
+        self.loop, self.stop = asyncio.get_running_loop(), asyncio.Event()
+        app = web.Application()
+        app.router.add_route('*', '/{tail:.*}', self._answer)
+        runner = web.AppRunner(app, access_log=None, shutdown_timeout=.1)
+        await runner.setup()
+        await web.TCPSite(runner, '127.0.0.1', 0).start()
+        self.port = runner.addresses[0][1]
+        self.ready.set()
+        await self.stop.wait()
+        await runner.cleanup()
+
+    async def _answer(self, request):
+        raw = request.raw_path
+        self.asked[raw] += 1
+        self.agents.add(request.headers.get('User-Agent'))
+        self.open_now += 1
+        self.most_open = max(self.most_open, self.open_now)
+        try:
+            if self.delay: await asyncio.sleep(self.delay)
+            name = request.path.strip('/').replace('-', '_').partition('/')[0]
+            fault = getattr(self, 'on_' + name, None)
+            return await fault(request) if fault else self.picture(raw)
+        finally: self.open_now -= 1
+
+    def picture(self, raw, **kw):
+        "A good answer; the picture depends on path and query."
+        body = self.bodies.setdefault(raw, None) or jpeg(zlib.crc32(raw.encode()))
+        return web.Response(**({'body': body, 'content_type': 'image/jpeg'} | kw))
+
+    def first(self, request, n=1): return self.asked[request.raw_path] <= n
+
+    # one method a fault: /once-503/… is answered by on_once_503
+
+    async def on_status(self, request): return web.Response(status=int(request.path.split('/')[2]))
+    async def on_once_503(self, request): return web.Response(status=503) if self.first(request) else self.picture(request.raw_path)
+    async def on_once_500(self, request): return web.Response(status=500) if self.first(request) else self.picture(request.raw_path)
+    async def on_limited(self, request):
+        wait = request.query['wait']
+        return web.Response(status=429, headers={'Retry-After': wait}) if self.first(request) or int(wait) > 99 else self.picture(request.raw_path)
+    async def on_never(self, request): await asyncio.sleep(30)
+
+    async def _stream(self, request, chunk, pause=0., **headers):
+        answer = web.StreamResponse(headers={'Content-Type': 'image/jpeg'} | headers)
+        await answer.prepare(request)
+        with contextlib.suppress(ConnectionError):
+            while True:
+                await answer.write(chunk)
+                self.sent[request.raw_path] += len(chunk)
+                await asyncio.sleep(pause)
+        return answer
+
+    async def on_drip(self, request): return await self._stream(request, b'\xff', .2)
+    async def on_endless(self, request): return await self._stream(request, bytes(1 << 16))
+    async def on_huge(self, request): return await self._stream(request, bytes(1 << 16), **{'Content-Length': '52428800'})
+
+    async def _cut(self, request, reset):
+        body = jpeg(1)
+        answer = web.StreamResponse(headers={'Content-Length': str(len(body))})
+        await answer.prepare(request)
+        await answer.write(body[:len(body)//2])
+        await asyncio.sleep(.02)
+        if reset: request.transport.get_extra_info('socket').setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack('ii', 1, 0))
+        request.transport.abort() if reset else request.transport.close()
+        return answer
+
+    async def on_reset(self, request): return await self._cut(request, True)
+    async def on_short(self, request): return await self._cut(request, False)
+    async def on_once_reset(self, request): return await self._cut(request, True) if self.first(request) else self.picture(request.raw_path)
+    async def on_once_short(self, request): return await self._cut(request, False) if self.first(request) else self.picture(request.raw_path)
+    async def on_no_length(self, request):  # HTTP/1.0 manner: the end of the connection is the end of the body, half-way
+        request.transport.write(b'HTTP/1.0 200 OK\r\nContent-Type: image/jpeg\r\n\r\n' + jpeg(2)[:1500])
+        request.transport.close()
+        await asyncio.sleep(.01)
+        return web.Response()
+
+    async def on_hops(self, request):
+        left = int(request.path.split('/')[2])
+        return web.Response(status=302, headers={'Location': f'/hops/{left - 1}'}) if left else self.picture(request.raw_path)
+    async def on_loop(self, request): return web.Response(status=301, headers={'Location': '/loop?b' if request.query_string == 'a' else '/loop?a'})
+    async def on_to(self, request): return web.Response(status=307, headers={'Location': request.raw_path.partition('?')[2]})
+
+    async def on_gzip(self, request): return self.picture(request.raw_path, body=gzip.compress(jpeg(3)), headers={'Content-Encoding': 'gzip'})
+    async def on_deflate(self, request): return self.picture(request.raw_path, body=zlib.compress(jpeg(4)), headers={'Content-Encoding': 'deflate'})
+    async def on_not_gzip(self, request): return self.picture(request.raw_path, body=jpeg(5), headers={'Content-Encoding': 'gzip'})
+    async def on_bomb(self, request): return self.picture(request.raw_path, body=bomb(100), headers={'Content-Encoding': 'gzip'})
+    async def on_text_type(self, request): return self.picture(request.raw_path, content_type='text/html')
+    async def on_html(self, request): return self.picture(request.raw_path, body=b'<!DOCTYPE html><title>no</title>')
+    async def on_svg(self, request): return self.picture(request.raw_path, body=b'<svg xmlns="http://www.w3.org/2000/svg"/>', content_type='image/svg+xml')
+    async def on_text(self, request): return self.picture(request.raw_path, body=b'not found')
+    async def on_empty(self, request): return self.picture(request.raw_path, body=b'')
+    async def on_robots_tag(self, request):
+        return await self._stream(request, bytes(1 << 16), .01, **{'X-Robots-Tag': request.query_string.replace('+', ' ')})
+    async def on_tdm(self, request): return self.picture(request.raw_path, headers={'tdm-reservation': '1'})
+    async def on_agent(self, request):
+        return self.picture(request.raw_path) if 'Browser' in request.headers['User-Agent'] else web.Response(status=403)
+    async def on_gone_picture(self, request): return self.picture(request.raw_path, body=jpeg(6))
+    async def on_blank(self, request):
+        out = io.BytesIO()
+        Image.new('RGB', (99, 99), 'white').save(out, 'JPEG')
+        return self.picture(request.raw_path, body=out.getvalue())
+
+
+def closed_port():
+    "A port of this machine on which nobody listens."
+    with socket.socket() as s:
+        s.bind(('127.0.0.1', 0))
+        return s.getsockname()[1]
+
+
+def write_lists(folder, **lists):
+    "<class>.csv files."
+    folder.mkdir(exist_ok=True)
+    for name, urls in lists.items(): (folder/f'{name}.csv').write_text('\n'.join(urls), encoding='utf-8')
+    return folder

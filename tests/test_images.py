@@ -1,0 +1,226 @@
+"""What files can hold: every fault of the pixels has its outcome, and what is stored is what a person would see."""
+import io
+import struct
+import subprocess
+import sys
+import zlib
+
+import numpy as np
+import pytest
+from fault_server import jpeg
+from PIL import Image, ImageCms, PngImagePlugin
+
+from vegc.images import ImageProblem, load_rgb, phash, phash_mirrored, prepare
+
+
+def encoded(im, fmt, **kw):
+    out = io.BytesIO()
+    im.save(out, fmt, **kw)
+    return out.getvalue()
+
+
+def photo(seed=0, size=(160, 120)): return load_rgb(jpeg(seed, size, quality=98))
+def code(data, **kw):
+    try: return prepare(data, **kw).flags
+    except ImageProblem as e: return e.code
+
+
+def far(a, b): return np.abs(np.asarray(a, int) - np.asarray(b, int)).mean()
+def stored(data, **kw): return Image.open(io.BytesIO(prepare(data, **kw).data))
+
+
+def png_bomb(w, h):
+    "A PNG of one colour, w×h pixels of one bit, without ever holding them."
+    pack, row = zlib.compressobj(9), bytes(1 + (w + 7)//8)
+    idat = b''.join(pack.compress(row*100) for _ in range(h//100)) + pack.flush()
+    chunk = lambda name, body: struct.pack('>I', len(body)) + name + body + struct.pack('>I', zlib.crc32(name + body))  # noqa: E731
+    return b'\x89PNG\r\n\x1a\n' + chunk(b'IHDR', struct.pack('>IIBBBBB', w, h, 1, 0, 0, 0, 0)) + chunk(b'IDAT', idat) + chunk(b'IEND', b'')
+
+
+# --- whole or not
+
+@pytest.mark.parametrize('kw', [{}, dict(progressive=True), dict(subsampling=0), dict(restart_marker_rows=1), dict(optimize=True)], ids=str)
+def test_a_truncated_jpeg_is_named_at_any_length(kw):
+    whole = jpeg(1, **kw)
+    assert code(whole) == ()
+    for n in (len(whole) - 1, len(whole) - 2, len(whole) - 40, len(whole)//2, len(whole)//4): assert code(whole[:n]) == 'truncated', n
+    assert code(whole + b'trailing junk') == ()
+
+
+@pytest.mark.parametrize('fmt', ['PNG', 'WEBP', 'GIF', 'AVIF', 'BMP', 'TIFF'])
+def test_other_formats_cut_short_are_refused(fmt):
+    whole = encoded(photo(), fmt)
+    assert code(whole) == ()
+    for part in (.5, .9): assert code(whole[:int(len(whole)*part)]) in ('truncated', 'corrupt'), part
+
+
+def damaged(data, at, n, seed):
+    noise = np.random.default_rng(seed).integers(0, 256, n, dtype='uint8').tobytes()
+    return data[:at] + noise + data[at + n:]
+
+
+def test_bytes_corrupted_in_the_middle_are_refused_or_flagged():
+    whole = jpeg(1, (400, 300), quality=92)
+    caught = [code(damaged(whole, int(len(whole)*at), 200, i)) != () for i, at in enumerate(np.linspace(.2, .8, 50))]
+    assert np.mean(caught) > .9, np.mean(caught)
+    png = encoded(photo(), 'PNG')
+    assert all(code(damaged(png, int(len(png)*at), 20, i)) == 'corrupt' for i, at in enumerate(np.linspace(.2, .8, 20)))
+
+
+def test_good_pictures_are_not_called_corrupt():
+    for seed in range(60):
+        kw = [dict(quality=60), dict(subsampling=0), dict(progressive=True), dict(restart_marker_blocks=3), dict(optimize=True, quality=98)][seed % 5]
+        assert code(jpeg(seed, (64 + seed, 200 - seed), **kw)) == (), (seed, kw)
+    assert code(encoded(Image.new('RGB', (64, 64)), 'JPEG')) == ('blank',)  # black to the last row: the check cannot tell, so it says nothing
+
+
+@pytest.mark.parametrize('data, want', [(b'', 'empty'), (b'<html>', 'not_image'), (b'<svg/>', 'not_image'), (b'hello', 'not_image'), (bytes(99), 'not_image'),
+                                        (b'%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 99 99\n', 'not_image'), (b'\xff\xd8\xff\xe0', 'corrupt'),
+                                        (b'\x89PNG\r\n\x1a\n', 'corrupt')])
+def test_what_is_no_picture_is_named(data, want): assert code(data) == want
+
+
+# --- shape
+
+def test_shapes_are_refused_and_shape_comes_before_size():
+    shape = lambda w, h: code(encoded(Image.effect_noise((w, h), 99).convert('RGB'), 'PNG'))  # noqa: E731
+    assert [shape(1, 1), shape(15, 40), shape(3000, 2), shape(900, 100)] == ['too_small', 'too_small', 'aspect', 'aspect']
+    assert [shape(28, 28), shape(16, 128)] == [(), ()]
+    assert code(jpeg(0, (100, 100)), max_pixels=9999) == 'too_many_pixels'
+
+
+def test_bombs_are_refused_from_the_header_and_memory_stays_flat():
+    small = png_bomb(30_000, 30_000)
+    assert len(small) < 200_000
+    program = ('import resource, sys; from vegc.images import *\n'
+               'data = sys.stdin.buffer.read(); peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n'
+               'prepare(%r); before = peak()\n'
+               'try: prepare(data)\n'
+               'except ImageProblem as e: print(e.code, peak() - before)').replace('%r', repr(jpeg()))
+    for data in (small, png_bomb(13_000, 13_000)):
+        done = subprocess.run([sys.executable, '-W', 'error', '-c', program], input=data, capture_output=True, check=True)
+        word, kilobytes = done.stdout.split()
+        assert word == b'too_many_pixels' and int(kilobytes) < 5_000
+
+
+# --- what a person sees
+
+@pytest.mark.parametrize('turn', range(1, 9))
+def test_every_exif_orientation_ends_upright(turn):
+    im, exif = photo(), Image.Exif()
+    exif[0x0112] = turn
+    back = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}  # how the camera would have stored it
+    lying = im.transpose(Image.Transpose(back[turn])) if turn > 1 else im
+    for fmt, kw in (('JPEG', dict(quality=95)), ('PNG', {}), ('WEBP', dict(lossless=True))):
+        data = encoded(lying, fmt, exif=exif, **kw)
+        assert far(stored(data), im) < 3 and far(load_rgb(data), im) < 3
+        assert far(load_rgb(data, (60, 80)), load_rgb(encoded(im, 'PNG'), (60, 80))) < 3
+        p = prepare(data, max_size=80)
+        assert (p.width, p.height, p.original_width, p.original_height) == (80, 60, 160, 120)
+        assert b'Exif' not in prepare(data).data and not Image.open(io.BytesIO(prepare(data).data)).getexif()
+
+
+def test_sixteen_bits_keep_their_range():
+    ramp = np.linspace(0, 65535, 256).astype('uint16')[None].repeat(32, 0)
+    for data in (encoded(Image.fromarray(ramp), 'PNG'), encoded(Image.fromarray(ramp), 'TIFF')):
+        for im in (stored(data), load_rgb(data)): assert far(im, np.arange(256)[None, :, None].repeat(32, 0).repeat(3, 2)) < 1
+
+
+@pytest.mark.parametrize('mode', ['RGBA', 'LA', 'P', 'tRNS'])
+def test_transparency_lies_on_white(mode):
+    im = Image.new('RGBA', (40, 40), (200, 0, 0, 0))
+    im.paste((0, 0, 200, 255), (0, 0, 20, 40))
+    if mode == 'tRNS':  # one colour of an RGB picture is declared clear
+        rgb = im.convert('RGB')
+        data = encoded(rgb, 'PNG', transparency=(200, 0, 0))
+    else: data = encoded(im.quantize(4) if mode == 'P' else im.convert(mode), 'PNG')
+    for out in (stored(data), load_rgb(data)):
+        assert out.mode == 'RGB' and out.getpixel((30, 20)) == (255, 255, 255) and sum(out.getpixel((10, 20))) < 300
+
+
+@pytest.mark.parametrize('fmt, mode, kw', [('JPEG', 'CMYK', dict(quality=95)), ('JPEG', 'L', dict(quality=95)), ('PNG', 'L', {}), ('PNG', 'P', {}), ('PNG', '1', {}), ('WEBP', 'RGB', dict(quality=95)),
+                                           ('AVIF', 'RGB', dict(quality=95)), ('GIF', 'P', {}), ('BMP', 'RGB', {}), ('TIFF', 'CMYK', {})])
+def test_every_mode_becomes_rgb_of_the_same_look(fmt, mode, kw):
+    im = photo().convert(mode)
+    for out in (stored(encoded(im, fmt, **kw)), load_rgb(encoded(im, fmt, **kw))):
+        assert out.mode == 'RGB' and far(out, im.convert('RGB')) < 4
+
+
+@pytest.mark.parametrize('fmt', ['GIF', 'PNG', 'WEBP'])
+def test_of_an_animation_the_first_frame_is_taken(fmt):
+    frames = [Image.new('RGB', (40, 40), c) for c in ('red', 'lime')]
+    data = encoded(frames[0], fmt, save_all=True, append_images=frames[1:], **({'lossless': True} if fmt == 'WEBP' else {}))
+    out = stored(data)
+    assert far(out, frames[0]) < 3 and getattr(out, 'n_frames', 1) == 1 and len(prepare(data).data) < 400
+
+
+def test_a_profile_that_is_not_srgb_is_converted_and_srgb_is_left():
+    # red and blue exchanged: a profile nobody can take for sRGB
+    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile('sRGB')).tobytes()
+    swapped = srgb.replace(b'rXYZ', b'tmp!', 1).replace(b'bXYZ', b'rXYZ', 1).replace(b'tmp!', b'bXYZ', 1)
+    im = Image.new('RGB', (40, 40), (220, 20, 20))
+    plain = encoded(im, 'JPEG', icc_profile=srgb)
+    assert prepare(plain).data == plain
+    r, _, b = stored(encoded(im, 'JPEG', icc_profile=swapped)).getpixel((9, 9))
+    assert b > r + 100
+    assert far(load_rgb(encoded(im, 'JPEG', icc_profile=b'rubbish')), im) < 4
+
+
+# --- what is stored
+
+def test_bytes_that_fit_are_kept_but_for_metadata():
+    exif = Image.Exif()
+    exif[0x010e] = 'my-secret-house'
+    for kw in ({}, dict(progressive=True)):
+        bare = jpeg(3, **kw)
+        assert prepare(bare).data == bare
+        tagged = jpeg(3, exif=exif, comment=b'my-secret-comment', xmp=b'my-secret-xmp', **kw)
+        data = prepare(tagged + b'my-secret-clip').data
+        assert data == bare and b'secret' not in data
+    text = PngImagePlugin.PngInfo()
+    text.add_text('where', 'my-secret-house')
+    data = prepare(encoded(photo(), 'PNG', pnginfo=text, exif=exif)).data
+    assert b'secret' not in data and far(Image.open(io.BytesIO(data)), photo()) == 0
+
+
+def test_lossless_stays_lossless_and_lossy_becomes_jpeg():
+    for fmt, kw in (('PNG', {}), ('BMP', {}), ('TIFF', {}), ('WEBP', dict(lossless=True))):
+        p = prepare(encoded(photo(), fmt, **kw))
+        assert p.ext == 'png' and far(Image.open(io.BytesIO(p.data)), photo()) == 0
+    assert [prepare(encoded(photo(), f)).ext for f in ('WEBP', 'AVIF', 'JPEG')] == ['jpg']*3
+    assert prepare(encoded(photo(), 'PNG'), max_size=100).ext == 'jpg'
+
+
+def test_sizes_shrink_to_the_limit_and_never_grow():
+    for size, want in {(160, 120): (160, 120), (1000, 750): (500, 375), (1001, 130): (500, 65), (500, 500): (500, 500), (28, 28): (28, 28)}.items():
+        p = prepare(jpeg(0, size))
+        assert (p.width, p.height) == want and (p.original_width, p.original_height) == size
+    # a draft-scaled decode is near a full one
+    big = jpeg(5, (2400, 1800))
+    assert far(stored(big), load_rgb(big).resize((500, 375), Image.Resampling.LANCZOS)) < 2
+    assert far(load_rgb(big, 128), load_rgb(big).resize((128, 128), Image.Resampling.BICUBIC)) < 3
+
+
+def test_training_and_prediction_see_the_same_pixels(tmp_path):
+    data = jpeg(4, (700, 500))
+    (tmp_path/'a.jpg').write_bytes(data)
+    a, b = load_rgb(tmp_path/'a.jpg', (96, 128)), load_rgb(data, (96, 128))
+    assert a.size == (128, 96) and far(a, b) == 0 and far(load_rgb(str(tmp_path/'a.jpg'), (96, 128)), b) == 0
+    with pytest.raises(ImageProblem, match='not_image'): load_rgb(b'nothing')
+    with pytest.raises(FileNotFoundError): load_rgb(tmp_path/'b.jpg')
+
+
+def test_near_copies_hash_alike_and_others_do_not():
+    bits = lambda a, b: (int(a, 16) ^ int(b, 16)).bit_count()  # noqa: E731
+    hashes = [phash(photo(i)) for i in range(8)]
+    assert min(bits(hashes[i], hashes[j]) for i in range(8) for j in range(i)) > 60
+    for i, h in enumerate(hashes):
+        im = photo(i)
+        assert len(h) == 64
+        assert bits(h, phash(load_rgb(encoded(im.resize((80, 60)), 'JPEG', quality=60)))) < 25
+        assert bits(phash_mirrored(h), phash(im.transpose(Image.Transpose.FLIP_LEFT_RIGHT))) < 12 and phash_mirrored(phash_mirrored(h)) == h
+
+
+def test_only_numpy_and_pillow_are_needed():
+    code = 'import sys, vegc.images; print(*sorted({m.split(".")[0] for m in sys.modules} & {"torch", "scipy", "pandas", "fastai", "aiohttp", "matplotlib", "tqdm"}))'
+    assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout.strip() == ''

@@ -1,0 +1,197 @@
+"""Stop it anywhere: what was done is kept, and nothing good is fetched twice."""
+import contextlib
+import errno
+import signal
+import subprocess
+import sys
+import time
+import zlib
+
+import pytest
+from fault_server import FaultServer, jpeg, write_lists
+
+import vegc.core
+import vegc.ingest
+from vegc.core import DatasetError, DiskFullError, LockedError, UsageError
+from vegc.dataset import ImageDataset, read_jsonl
+from vegc.images import load_rgb
+from vegc.ingest import add, ingest
+
+PROGRAM = '''
+import sys
+from vegc.ingest import ingest
+ingest(sys.argv[1], sys.argv[2], subject='objects', allow_hosts='127.0.0.1', concurrency=4)
+'''
+
+
+@contextlib.contextmanager
+def stopped(lists, ds, server, after, how):
+    "An ingest in a process of its own, stopped after so many requests."
+    process = subprocess.Popen([sys.executable, '-c', PROGRAM, lists, ds], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        while sum(server.asked.values()) < after:
+            assert process.poll() is None, 'it ended by itself'
+            time.sleep(.005)
+        process.send_signal(how)
+        process.wait(20)
+        yield process
+    finally:
+        if process.poll() is None: process.kill()
+
+
+def whole(ds):
+    "Every picture of the manifest decodes, and no other file lies there."
+    files = {p.relative_to(ds.path).as_posix() for p in (ds.path/'images').rglob('*') if p.is_file()}
+    assert files == set(ds.df.path.dropna())
+    for f in files: load_rgb(ds.path/f)
+
+
+@pytest.mark.parametrize('after', [10, 60, 110])
+def test_after_a_kill_the_same_command_goes_on_and_asks_for_no_good_picture_again(tmp_path, after):
+    with FaultServer(delay=.005) as server:
+        urls = [server.url(f'/{i}') for i in range(120)]
+        lists = write_lists(tmp_path/'lists', hat=urls[:70], cap=urls[60:])
+        with stopped(lists, tmp_path/'ds', server, after, signal.SIGKILL): "It is dead."
+        known = {r['url'] for r in read_jsonl(tmp_path/'ds'/'journal.jsonl')}
+        res = ingest(lists, tmp_path/'ds', allow_hosts='127.0.0.1')
+        assert len(known) >= after - 8  # the requests in flight, and those just being decoded
+        assert {server.asked['/' + u.rsplit('/', 1)[1]] for u in known} == {1}
+        assert set(server.asked.values()) <= {1, 2} and sum(server.asked.values()) <= 120 + 4
+        assert (res.counts['rows'], res.counts['ok'], res.counts['review']) == (130, 110, 20)
+        whole(res.dataset)
+
+
+def test_control_c_keeps_what_was_done(tmp_path):
+    with FaultServer(delay=.005) as server:
+        lists = write_lists(tmp_path/'lists', a=[server.url(f'/{i}') for i in range(150)])
+        with stopped(lists, tmp_path/'ds', server, 60, signal.SIGINT) as process: assert process.returncode != 0
+        assert not (tmp_path/'ds'/'journal.jsonl').exists()
+        ds = ImageDataset(tmp_path/'ds')
+        assert 50 <= len(ds.df) < 150 and set(ds.df.status) == {'ok'}
+        whole(ds)
+        done = len(ds.df)
+        assert ingest(lists, ds, allow_hosts='127.0.0.1').counts['kept'] == done
+        assert sum(server.asked.values()) <= 150 + 4 and len(ds.df) == 150
+
+
+def test_a_second_run_says_so_and_stops(tmp_path):
+    with FaultServer() as server:
+        lists = write_lists(tmp_path/'lists', a=[server.url('/1'), server.url('/2')])
+        ds = ImageDataset(tmp_path/'ds', subject='objects')
+        with ds.run(), pytest.raises(LockedError, match='Another run'): ingest(lists, ds, allow_hosts='127.0.0.1')
+        assert not server.asked
+        assert ingest(lists, ds, allow_hosts='127.0.0.1').counts['ok'] == 2
+
+
+def test_a_full_disk_stops_with_a_sentence_and_keeps_what_was_done(tmp_path, monkeypatch):
+    written = []
+    def full(path, data):
+        written.append(path)
+        if len(written) > 20:
+            with vegc.core.disk_full_is_clear(path): raise OSError(errno.ENOSPC, 'No space left on device')
+        return vegc.core.write_atomic(path, data)
+    with FaultServer() as server:
+        lists = write_lists(tmp_path/'lists', a=[server.url(f'/{i}') for i in range(40)])
+        ImageDataset(tmp_path/'ds', subject='objects')
+        monkeypatch.setattr(vegc.ingest, 'write_atomic', full)
+        with pytest.raises(DiskFullError, match='disk is full'): ingest(lists, tmp_path/'ds', allow_hosts='127.0.0.1', concurrency=4)
+        monkeypatch.undo()
+        kept = ImageDataset(tmp_path/'ds').df
+        assert 10 <= len(kept) <= 20 and set(kept.status) == {'ok'}
+        res = ingest(lists, tmp_path/'ds', allow_hosts='127.0.0.1')
+        assert res.counts['ok'] == 40 and res.counts['kept'] == len(kept)
+        assert {server.asked['/' + u.rsplit('/', 1)[1]] for u in kept.url} == {1}
+
+
+def test_a_picture_that_vanished_from_the_disk_is_fetched_again(tmp_path):
+    with FaultServer() as server:
+        lists = write_lists(tmp_path/'lists', a=[server.url('/1'), server.url('/2')])
+        ds = ingest(lists, tmp_path/'ds', subject='objects', allow_hosts='127.0.0.1').dataset
+        (ds.path/ds.df.path[0]).unlink()
+        assert ingest(lists, ds, allow_hosts='127.0.0.1').counts['requested'] == 1
+        assert (server.asked['/1'], server.asked['/2']) == (2, 1)
+        whole(ds)
+
+
+def test_only_what_failed_is_asked_again_and_splits_stay(tmp_path):
+    with FaultServer() as server:
+        lists = write_lists(tmp_path/'lists', a=[server.url(p) for p in ('/1', '/2', '/status/404', '/html')])
+        ds = ingest(lists, tmp_path/'ds', subject='objects', allow_hosts='127.0.0.1').dataset
+        ds.update(ds.df.dropna(subset='path').assign(split='train'), ['split'])
+        assert ingest(lists, ds, allow_hosts='127.0.0.1', retry_failed=True).counts['requested'] == 2
+        assert [server.asked[p] for p in ('/1', '/2', '/status/404', '/html')] == [1, 1, 2, 2]
+        assert list(ds.df.split.fillna('')) == ['train', 'train', '', '']
+
+
+def test_the_memory_holds_no_more_pictures_than_are_in_flight(tmp_path, monkeypatch):
+    inside, most = [], []
+    real = vegc.ingest.store
+    def counted(folder, labels, data, limits):
+        inside.append(1)
+        most.append(len(inside))
+        time.sleep(.01)
+        try: return real(folder, labels, data, limits)
+        finally: inside.pop()
+    monkeypatch.setattr(vegc.ingest, 'store', counted)
+    with FaultServer() as server:
+        lists = write_lists(tmp_path/'lists', a=[server.url(f'/{i}') for i in range(60)])
+        ahead, answer = [], server.picture
+        server.picture = lambda raw, **kw: (ahead.append(sum(server.asked.values()) - len(most)), answer(raw, **kw))[1]
+        assert ingest(lists, tmp_path/'ds', subject='objects', allow_hosts='127.0.0.1', concurrency=6).counts['ok'] == 60
+    assert max(ahead) <= 6
+
+
+# --- pictures already on disk
+
+def folder_of(root, **classes):
+    for name, files in classes.items():
+        for file, data in files.items():
+            (root/name/file).parent.mkdir(parents=True, exist_ok=True)
+            (root/name/file).write_bytes(data)
+    return root
+
+
+def test_a_folder_gives_the_same_set_as_its_urls(tmp_path):
+    with FaultServer() as server:
+        urls = [server.url(f'/{i}') for i in range(20)]
+        got = ingest(write_lists(tmp_path/'lists', hat=urls[:12], cap=urls[8:]), tmp_path/'a', subject='objects', allow_hosts='127.0.0.1').dataset
+        files = {u: jpeg(zlib.crc32(u.removeprefix(server.url('')).encode())) for u in urls}
+    src = folder_of(tmp_path/'src', hat={f'{i}.jpg': files[u] for i, u in enumerate(urls[:12])}, cap={f'{i}.jpg': files[u] for i, u in enumerate(urls[8:])})
+    before = {p: p.read_bytes() for p in src.rglob('*.jpg')}
+    added = add(src, tmp_path/'b', subject='objects').dataset
+    key = lambda ds: sorted(zip(ds.df.given_label, ds.df.sha256, ds.df.status, strict=True))  # noqa: E731
+    assert key(got) == key(added) and list(added.df.url[:2]) == ['cap/0.jpg', 'cap/1.jpg']
+    assert {p: p.read_bytes() for p in src.rglob('*.jpg')} == before
+    assert add(src, tmp_path/'b').counts['kept'] == 24 and len(added.df) == 24
+
+
+def test_files_that_are_no_pictures_get_a_row_and_other_folders_go_on(tmp_path):
+    src = folder_of(tmp_path/'one', hat={'1.jpg': jpeg(1), 'deep/2.jpg': jpeg(2), 'notes.txt': b'hello', '.hidden': b'x'}, cap={'1.jpg': jpeg(3)})
+    (src/'LICENSE').write_text('x')
+    assert add(src, tmp_path/'ds', subject='objects').reasons == [dict(reason='not_image', count=1, example='hat/notes.txt')]
+    more = folder_of(tmp_path/'two', hat={'1.jpg': jpeg(4)})  # another picture of the same name
+    ds = add(more, tmp_path/'ds').dataset
+    assert len(ds.df) == 5 and len(ds.images) == 4 and ds.df.key.is_unique
+
+
+def test_given_splits_are_kept_from_folders_and_from_a_csv(tmp_path):
+    src = folder_of(tmp_path/'src', **{f'{s}/{c}': {f'{i}.jpg': jpeg(n*10 + i) for i in range(2)} for n, (s, c) in enumerate((s, c) for s in ('train', 'val') for c in 'ab')})
+    df = add(src, tmp_path/'ds', subject='objects').dataset.df
+    assert sorted(zip(df.given_label, df.source_split, strict=True)) == sorted([(c, s) for s in ('train', 'valid') for c in 'ab']*2)
+    (src/'labels.csv').write_text('path,label,split\ntrain/a/0.jpg,x,train\nval/b/1.jpg,y,test\nnowhere.jpg,y,\n')
+    df = add(src/'labels.csv', tmp_path/'ds2', subject='objects').dataset.df
+    assert list(zip(df.url, df.given_label, df.status, df.source_split.fillna(''), strict=True)) == [
+        ('train/a/0.jpg', 'x', 'ok', 'train'), ('val/b/1.jpg', 'y', 'ok', 'test'), ('nowhere.jpg', 'y', 'failed', '')]
+
+
+def test_what_cannot_be_added_is_said_in_a_sentence(tmp_path):
+    for error, match, make in ((UsageError, 'does not exist', lambda p: p/'nothing'), (DatasetError, 'no class folders', lambda p: folder_of(p/'e', x={}) or p/'e'),):
+        (tmp_path/'e').mkdir(exist_ok=True)
+        with pytest.raises(error, match=match): add(make(tmp_path), tmp_path/'ds', subject='objects')
+    (tmp_path/'web.csv').write_text('path,label\nhttps://example.org/a.jpg,x\n')
+    with pytest.raises(UsageError, match='ingest'): add(tmp_path/'web.csv', tmp_path/'ds', subject='objects')
+    (tmp_path/'bad.csv').write_text('file,class\na,b\n')
+    with pytest.raises(DatasetError, match='path and label'): add(tmp_path/'bad.csv', tmp_path/'ds', subject='objects')
+    (tmp_path/'odd.csv').write_bytes(b'path,label\n\xff\xfe,x\n')
+    with pytest.raises(DatasetError, match='UTF-8'): add(tmp_path/'odd.csv', tmp_path/'ds', subject='objects')
+    assert not (tmp_path/'ds').exists()
