@@ -23,7 +23,8 @@ START = r'(?<![\w./:~\\…-])'
 RULES = [(re.compile(pattern, re.MULTILINE), new) for pattern, new in [
     # the report of %time and %%time
     (r'^(CPU times|Wall time):.*\n?', ''),
-    # `/a/b.py:12: SomeWarning: text` and the line of source below it
+    # what libraries warn about among themselves; then `/a/b.py:12: SomeWarning: text` and the line of source below it
+    (r'^\S*/(?:site|dist)-packages/\S*\.py:\d+: (?!VegcWarning)\w*Warning: .*\n?(?:  .*\n?)?', ''),
     (r'^\S*\.py:\d+: (\w*Warning: .*)\n(?:  .*\n?)?', r'\1\n'),
     # paths: a virtual environment, temporary folders, somebody's home
     (START + r'(?:/[\w.@+-]+)+/(?:site|dist)-packages/', '…/site-packages/'),

@@ -1,19 +1,24 @@
 """The command line: it says what the functions say, nothing else on standard output, one sentence on error."""
+import csv
 import importlib
 import inspect
+import io
 import json
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
 import warnings
 from pathlib import Path
 
+import numpy as np
 import pytest
 import typer
 from conftest import PROGRAM, ROOT
+from PIL import Image
 from typer.testing import CliRunner
 
 from vegc import cli
@@ -22,6 +27,10 @@ from vegc.core import UsageError, VegcError, VegcWarning
 # Each verb that is one function: the function, verb parameters that are not keywords of it, keywords that are not flags.
 FUNCTIONS = {
     'plan': ('vegc.lists:plan', {'as_json'}, set()),
+    'ingest': ('vegc.ingest:ingest', {'as_json'}, set()),
+    'add': ('vegc.ingest:add', {'as_json'}, set()),
+    'split': ('vegc.split:split', {'as_json'}, set()),
+    'train': ('vegc.train:train', {'as_json'}, set()),
 }
 
 
@@ -33,6 +42,11 @@ def verbs():
 def run(*args, **env):
     "The real program in a process of its own."
     return subprocess.run([PROGRAM, *map(str, args)], capture_output=True, text=True, env=os.environ | env)
+
+
+def call(*args):
+    "The program in this process, which has loaded torch already."
+    return CliRunner().invoke(cli.app, list(map(str, args)))
 
 
 @pytest.fixture
@@ -186,3 +200,80 @@ def test_every_path_argument_takes_any_letters(tmp_path):
     folder.mkdir()
     (folder / 'bánh mì.csv').write_text('https://example.org/1\n', encoding='utf-8')
     assert json.loads(run('plan', folder, '--json').stdout)['urls'] == 1
+
+
+@pytest.fixture(scope='module')
+def photos(tmp_path_factory):
+    "Thirty drawn pictures in three folders: one filed under two classes, one cut short, one a copy in another size."
+    folder = tmp_path_factory.mktemp('photos') / 'drawn'
+    draw = np.random.default_rng(0)
+    for i in range(30):
+        label = ('red', 'green', 'blue')[i % 3]
+        (folder / label).mkdir(parents=True, exist_ok=True)
+        pixels = draw.integers(0, 90, (12, 16, 3), dtype=np.uint8)
+        pixels[..., i % 3] += 150
+        Image.fromarray(pixels).resize((96, 72), Image.Resampling.BICUBIC).save(folder / label / f'{i:02}.png')
+    shutil.copy(folder / 'red/00.png', folder / 'green/shared.png')
+    (folder / 'blue/short.png').write_bytes((folder / 'blue/02.png').read_bytes()[:500])
+    Image.open(folder / 'red/03.png').resize((64, 48)).save(folder / 'red/smaller.png')
+    return folder
+
+
+@pytest.fixture(scope='module')
+def dataset(photos, tmp_path_factory):
+    folder = tmp_path_factory.mktemp('dataset') / 'colours'
+    done = call('add', photos, folder, '--subject', 'other', '--json')
+    assert done.exit_code == 0, done.stderr
+    facts = json.loads(done.stdout)
+    assert (facts['rows'], facts['ok'], facts['review'], facts['failed']) == (33, 30, 2, 1)
+    return folder
+
+
+def test_add_asks_for_the_subject_and_makes_nothing_without_it(photos, tmp_path):
+    done = call('add', photos, tmp_path / 'new')
+    assert done.exit_code == 2 and 'subject' in done.stderr and not (tmp_path / 'new').exists()
+
+
+def test_manifest_counts_for_people_and_gives_the_table_as_csv(dataset):
+    table = call('manifest', dataset).stdout
+    assert re.search(r'failed +truncated', table) and re.search(r'review +conflict', table)
+    from vegc.dataset import MANIFEST_COLUMNS
+    rows = list(csv.DictReader(io.StringIO(call('manifest', dataset, '--csv').stdout)))
+    assert len(rows) == 33 and list(rows[0]) == MANIFEST_COLUMNS
+
+
+def test_duplicates_writes_pairs_of_paths(dataset, tmp_path):
+    assert call('duplicates', dataset, '--csv', tmp_path / 'pairs.csv').exit_code == 0
+    with open(tmp_path / 'pairs.csv', newline='') as file: rows = list(csv.DictReader(file))
+    assert list(rows[0]) == ['path_a', 'path_b', 'kind', 'similarity']
+    assert all((dataset / row[k]).is_file() for row in rows for k in ('path_a', 'path_b'))
+    pairs = {frozenset((row['path_a'], row['path_b'])) for row in rows}
+    kept = {row['url']: row['path'] for row in csv.DictReader(io.StringIO(call('manifest', dataset, '--csv').stdout))}
+    assert frozenset((kept['red/03.png'], kept['red/smaller.png'])) in pairs
+
+
+def test_the_whole_road_with_random_resnet50_weights(dataset, photos, tmp_path):
+    import torch
+    import torchvision
+    torch.manual_seed(0)
+    torch.save(torchvision.models.resnet50(weights=None).state_dict(), tmp_path / 'random.pth')
+    counts = json.loads(call('split', dataset, '--valid', '0.3', '--test', '0.2', '--json').stdout)
+    assert set(counts['counts']) == {'train', 'valid', 'test'}
+    size = ('--arch', 'resnet50', '--weights', tmp_path / 'random.pth', '--size', 32, '--bs', 8, '--epochs', '1,1')
+    done = call('train', dataset, *size, '--lr', '1e-5,1e-4', '--json')
+    assert done.exit_code == 0, done.stderr
+    facts = json.loads(done.stdout)
+    assert [r['part'] for r in facts['history']] == ['frozen', 'unfrozen'] and facts['stage'] == 'raw'
+    again = call('train', dataset, *size)
+    assert again.exit_code == 2 and "'raw'" in again.stderr and 'Traceback' not in again.stderr
+    done = call('evaluate', dataset, '--stage', 'raw', '--split', 'test', '--json')
+    facts = json.loads(done.stdout)
+    assert facts['accuracy_low'] <= facts['accuracy'] <= facts['accuracy_high'] and (facts['stage'], facts['split']) == ('raw', 'test')
+    assert call('evaluate', dataset, '--stage', 'raw').stdout.count('accuracy')
+    assert call('export', dataset, 'raw', tmp_path / 'model.vegc').exit_code == 0
+    done = call('predict', tmp_path / 'model.vegc', photos, '--csv', tmp_path / 'out.csv', '--json')
+    assert done.exit_code == 0, done.stderr
+    with open(tmp_path / 'out.csv', newline='') as file: rows = list(csv.DictReader(file))
+    assert {'path', 'status', 'error_message', 'predicted_label', 'confidence', 'p_red', 'p_green', 'p_blue'} <= rows[0].keys()
+    assert len(rows) == 33 and [r['path'] for r in rows] == [r['path'] for r in json.loads(done.stdout)['rows']]
+    assert [Path(r['path']).name for r in rows if r['status'] != 'ok'] == ['short.png']

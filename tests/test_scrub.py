@@ -42,6 +42,8 @@ GONE = [
     ('http://127.0.0.1:43121/images?q=tbn:1', 'http://127.0.0.1:PORT/images?q=tbn:1'),
     ('<obj at 0x7f3a2b1c9d>', '<obj at 0x…>'),
     ('Wall time: 3 s\nkept', 'kept'),
+    ('/v/lib/python3.11/site-packages/torch/a.py:1: FutureWarning: old\n  warn(\nkept', 'kept'),
+    ('/v/lib/python3.11/site-packages/fastai/a.py:1: VegcWarning: look\n  f()\nkept', 'VegcWarning: look\nkept'),
     ('/tmp/ipykernel_12/34.py:5: UserWarning: careful\n  f(x)\nkept', 'UserWarning: careful\nkept'),
 ]
 STAYS = [
