@@ -114,7 +114,7 @@ def plot_lr(
     if chosen: ax.legend(frameon=False)
     return ax
 
-# %% ../nbs/51_plots.ipynb #1fd4e69b
+# %% ../nbs/51_plots.ipynb #aaa609be
 def plot_confusion(
     m: Metrics,
     names: dict[str, str] | None=None,  # class → what to print
@@ -129,11 +129,13 @@ def plot_confusion(
     ax = _axes(ax, side, side)
     right = np.eye(c, dtype=bool)
     ax.imshow(np.where(right, share, np.nan), cmap='Blues', vmin=0, vmax=1.15)
-    ax.imshow(np.where(right | (m.counts == 0), np.nan, share), cmap='Reds', vmin=0, vmax=max(.3, share[~right].max(initial=0)))
+    worst = max(.3, share[~right].max(initial=0))
+    ax.imshow(np.where(right | (m.counts == 0), np.nan, share), cmap='Reds', vmin=0, vmax=worst)
     if c <= 25:
         for i, j in zip(*np.nonzero(m.counts), strict=True):
             text = f'{share[i, j]:.0%}' if shares else str(m.counts[i, j])
-            ax.text(j, i, text, ha='center', va='center', fontsize=8, color='white' if right[i, j] and share[i, j] > .6 else 'black')
+            dark = share[i, j] > (.6 if right[i, j] else .7*worst)
+            ax.text(j, i, text, ha='center', va='center', fontsize=8, color='white' if dark else 'black')
     labels = [names.get(k, k) for k in m.classes]
     ax.set_xticks(range(c), labels, rotation=90, fontsize=9 if c <= 25 else 6)
     ax.set_yticks(range(c), labels, fontsize=9 if c <= 25 else 6)
@@ -141,15 +143,15 @@ def plot_confusion(
     ax.spines[:].set_visible(False)
     return ax
 
-# %% ../nbs/51_plots.ipynb #9c70452b
+# %% ../nbs/51_plots.ipynb #957bce78
 def plot_most_confused(
     m: Metrics,
     k: int=10,
     names: dict[str, str] | None=None,
     ax: Axes | None=None,
 ) -> Axes:
-    "The k most frequent confusions as shares of the true class."
-    names, table = names or {}, most_confused(m).head(k)[::-1]
+    "The k most frequent confusions, ordered by their share of the true class."
+    names, table = names or {}, most_confused(m).head(k).sort_values('rate')
     ax = _axes(ax, 6, .3*len(table) + 1)
     bars = ax.barh([f'{names.get(a, a)} → {names.get(b, b)}' for a, b in zip(table.label, table.predicted_label, strict=True)], table.rate, color=RED)
     ax.bar_label(bars, [f' {c} of {n}' for c, n in zip(table['count'], table.n, strict=True)], fontsize=8)
@@ -168,5 +170,7 @@ def plot_per_class(
     ax.errorbar(t.recall, y, xerr=[t.recall - t.recall_low, t.recall_high - t.recall], fmt='o', ms=4, color=BLUE, lw=1.2, label='recall, 95 %')
     ax.set_yticks(y, [f'{names.get(c, c)} ({n})' for c, n in zip(t['class'], t.n, strict=True)])
     ax.set(xlim=(0, 1.02), xlabel='score', title=f'By class: {m.stage} on {m.split}')
-    ax.legend(frameon=False, fontsize='small', loc='lower left')
+    ax.legend(frameon=False, fontsize='small', loc='lower right', bbox_to_anchor=(1, 1), ncols=2)
+    ax.title.set_ha('left')
+    ax.title.set_x(0)
     return ax
