@@ -31,6 +31,9 @@ FUNCTIONS = {
     'add': ('vegc.ingest:add', {'as_json'}, set()),
     'split': ('vegc.split:split', {'as_json'}, set()),
     'train': ('vegc.train:train', {'as_json'}, set()),
+    'evaluate': ('vegc.evaluate:evaluate', {'as_json', 'dataset', 'stage'}, {'dataset_or_model', 'stage_or_folder'}),
+    'export': ('vegc.export:export', {'as_json'}, set()),
+    'predict': ('vegc.export:predict', {'as_json', 'csv'}, set()),
 }
 
 
@@ -270,8 +273,8 @@ def test_the_whole_road_with_random_resnet50_weights(dataset, photos, tmp_path):
     facts = json.loads(done.stdout)
     assert facts['accuracy_low'] <= facts['accuracy'] <= facts['accuracy_high'] and (facts['stage'], facts['split']) == ('raw', 'test')
     assert call('evaluate', dataset, '--stage', 'raw').stdout.count('accuracy')
-    assert call('export', dataset, 'raw', tmp_path / 'model.vegc').exit_code == 0
-    done = call('predict', tmp_path / 'model.vegc', photos, '--csv', tmp_path / 'out.csv', '--json')
+    assert call('export', dataset, 'raw', tmp_path / 'model.safetensors').exit_code == 0
+    done = call('predict', tmp_path / 'model.safetensors', photos, '--csv', tmp_path / 'out.csv', '--json')
     assert done.exit_code == 0, done.stderr
     with open(tmp_path / 'out.csv', newline='') as file: rows = list(csv.DictReader(file))
     assert {'path', 'status', 'error_message', 'predicted_label', 'confidence', 'p_red', 'p_green', 'p_blue'} <= rows[0].keys()

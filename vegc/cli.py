@@ -147,7 +147,7 @@ def main() -> None:
     "The console script `vegc`."
     app(prog_name='vegc')
 
-# %% ../nbs/70_cli.ipynb #3b5d39ec
+# %% ../nbs/70_cli.ipynb #a710df20
 def _option(help: str, *names: str, **kw): return typer.Option(*names, help=help, show_default=True, **kw)
 
 _Json = Annotated[bool, _option('One JSON object on standard output.', '--json')]
@@ -155,6 +155,7 @@ _Lists = Annotated[Path, typer.Argument(metavar='LISTS', help='A folder of CSV f
 _Dataset = Annotated[Path, typer.Argument(metavar='DATASET', help='The folder of the dataset.')]
 _Subject = Annotated[str | None, _option('What the pictures show: people, objects, species, characters, places or other. Asked once.')]
 _Conflict = Annotated[str | None, _option("One picture under several labels: review, drop, first or all; the dataset's own, review for a new one.")]
+_Labels = Annotated[str, _option('current, or given for those without decisions.')]
 _Cap = Annotated[int | None, _option('At most so many URLs of a class; blank lines are not counted.')]
 
 # %% ../nbs/70_cli.ipynb #688097b8
@@ -199,7 +200,7 @@ def _add(src: Annotated[Path, typer.Argument(metavar='SOURCE', help='A folder wi
     from vegc.ingest import add
     _show(_work(add, src, dataset, subject=subject, on_conflict=on_conflict), as_json)
 
-# %% ../nbs/70_cli.ipynb #00d22be4
+# %% ../nbs/70_cli.ipynb #9176f3c7
 def _open(
     folder: Path,
 ):                # ImageDataset
@@ -210,17 +211,19 @@ def _open(
     return ImageDataset(folder)
 
 @_verb('manifest')
-def _manifest(dataset: _Dataset, csv: Annotated[bool, _option('The whole table as CSV on standard output.', '--csv')]=False):
+def _manifest(dataset: _Dataset, csv: Annotated[bool, _option('The whole table as CSV on standard output.', '--csv')]=False,
+              as_json: _Json=False):
     "Say what became of every row, or print the table."
     df = _work(lambda: _open(dataset).df)
     if csv: df.to_csv(sys.stdout, index=False)
     else:
         reason = df.error_message.str.split(':').str[0]
         counts = df.assign(reason=reason).groupby(['status', 'reason', 'split'], dropna=False).size().rename('rows').reset_index()
-        _show(counts, as_json=False)
+        _show(counts, as_json)
 
 @_verb('duplicates')
-def _duplicates(dataset: _Dataset, csv: Annotated[Path, _option('Where to write path_a, path_b, kind, similarity.', '--csv')]):
+def _duplicates(dataset: _Dataset, csv: Annotated[Path, _option('Where to write path_a, path_b, kind, similarity.', '--csv')],
+                as_json: _Json=False):
     "List pictures that are copies of one another."
     from vegc.split import duplicate_pairs
     ds = _open(dataset)
@@ -229,7 +232,7 @@ def _duplicates(dataset: _Dataset, csv: Annotated[Path, _option('Where to write 
     pairs.insert(0, 'path_a', paths[pairs.pop('a')])
     pairs.insert(1, 'path_b', paths[pairs.pop('b')])
     _write_csv(pairs, csv)
-    _show(pairs.groupby('kind').size().rename('pairs').reset_index(), as_json=False)
+    _show(pairs.groupby('kind').size().rename('pairs').reset_index(), as_json)
 
 def _write_csv(frame, path: Path) -> None:
     from vegc.core import write_atomic
@@ -267,7 +270,7 @@ def _rate(text: str | None) -> float | slice | None:
     found = _numbers(text, float, '--lr', (1, 2))
     return slice(*found) if len(found) == 2 else found[0]
 
-# %% ../nbs/70_cli.ipynb #9b0eb608
+# %% ../nbs/70_cli.ipynb #73076eca
 @_verb('train')
 def _train(dataset: _Dataset,
            arch: Annotated[str, _option('A body of torchvision or timm by name, or efficientnet_lite0.')]='resnet50',
@@ -277,7 +280,7 @@ def _train(dataset: _Dataset,
            lr: Annotated[str | None, _option('Peak rate of the unfrozen part: one number, or two from early layers to the head.')]=None,
            weights: Annotated[str, _option('auto for ImageNet weights, or a state dict file.')]='auto',
            start: Annotated[str | None, _option('A stage to start from.')]=None,
-           labels: Annotated[str, _option('current, or given for those without decisions.')]='current',
+           labels: _Labels='current',
            stage: Annotated[str, _option('Name of the stage; the frozen part is saved as NAME-1.')]='raw',
            seed: Annotated[int | None, _option("The dataset's own if not given.")]=None,
            cached: Annotated[bool, _option('Train the frozen part on features computed once, or with augmentation.', '--cached/--no-cached')]=True,
@@ -294,26 +297,29 @@ def _epoch(row: dict) -> str: return f'{row["part"]} {row["epoch"]} with accurac
 
 @_verb('evaluate')
 def _evaluate(dataset: _Dataset, stage: Annotated[str, _option('Name of a stage.')],
-              split: Annotated[str, _option('valid or test.')]='valid', as_json: _Json=False):
+              split: Annotated[str, _option('train, valid or test.')]='valid', labels: _Labels='current', as_json: _Json=False):
     "Say how good a stage is, with intervals."
     from vegc.evaluate import evaluate
-    _show(_work(evaluate, _open(dataset), stage, split), as_json)
+    _show(_work(evaluate, _open(dataset), stage, split, labels=labels), as_json)
 
-# %% ../nbs/70_cli.ipynb #a563125b
+# %% ../nbs/70_cli.ipynb #6462be05
 @_verb('export')
 def _export(dataset: _Dataset, stage: Annotated[str, typer.Argument(metavar='STAGE', help='Name of a stage.')],
-            path: Annotated[Path, typer.Argument(metavar='FILE', help='Where to write the model.')]):
+            path: Annotated[Path, typer.Argument(metavar='FILE', help='Where to write the model; .safetensors is usual.')], as_json: _Json=False):
     "Write a stage as one model file."
     from vegc.export import export
-    print(f'Wrote {_work(export, _open(dataset), stage, path)}.')
+    written = _work(export, _open(dataset), stage, path)
+    if as_json: _show(dict(stage=stage, path=str(written)), as_json)
+    else: print(f'Stage {stage} is in {written}.')
 
 @_verb('predict')
 def _predict(model: Annotated[Path, typer.Argument(metavar='FILE', help='A model file, as from export.')],
              items: Annotated[list[Path], typer.Argument(metavar='PATH...', help='Pictures, or folders of pictures.')],
+             unsure_below: Annotated[float | None, _option('Name the label unsure when the confidence is less.')]=None,
              csv: Annotated[Path | None, _option('Also write the table to this file.', '--csv')]=None, as_json: _Json=False):
     "Say what is in pictures, in the order given."
     from vegc.export import predict
-    table = _work(predict, model, items)
+    table = _work(predict, model, items, unsure_below=unsure_below)
     if csv is not None: _write_csv(table, csv)
     shown = table if as_json else table[[c for c in table if not c.startswith('p_')]]
     _show(shown, as_json)
