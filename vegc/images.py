@@ -88,7 +88,7 @@ def _jpeg_parts(data: bytes) -> _JpegParts:
             res.segments.append((marker, start, pos))
     return res
 
-# %% ../nbs/11_images.ipynb #25f4aaef
+# %% ../nbs/11_images.ipynb #1686bfcb
 class _WatchedJpeg(io.BytesIO):
     "A one-scan JPEG, handed to the decoder in three portions; `odd()` tells whether it ended too early or too late."
     def __init__(self, data: bytes, eoi: int):
@@ -106,8 +106,8 @@ class _WatchedJpeg(io.BytesIO):
         return core.crop((0, core.size[1] - 1, *core.size)).getbbox() is not None
 
     def odd(self) -> bool:
-        "After the decode: is its length wrong?"
-        return len(self.seen) == 2 and self._bottom() and self.seen != [False, True]
+        "After the decode: was the bottom row there too early, or only after the end marker?"
+        return not self.seen or self.seen[0] or self.seen[1:] == [False] and self._bottom()
 
 # %% ../nbs/11_images.ipynb #f3842ef5
 def _png_chunks(data: bytes) -> list[tuple[bytes, int, int]]:  # (name, start, end)

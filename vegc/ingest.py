@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PLACEHOLDER_URLS', 'Limits', 'store', 'settle', 'IngestResult', 'TooManyFailures', 'ingest', 'add']
 
-# %% ../nbs/14_ingest.ipynb #511497fa
+# %% ../nbs/14_ingest.ipynb #2e9b9ce8
 import asyncio
 import csv
 import io
@@ -23,7 +23,7 @@ from urllib.request import url2pathname
 import pandas as pd
 from PIL import Image
 
-from .core import DatasetError, DiskFullError, UsageError, VegcError, progress, save_config, sha256_hex, table_text, warn, write_atomic
+from .core import DatasetError, UsageError, VegcError, progress, save_config, sha256_hex, table_text, warn, write_atomic
 from .dataset import MANIFEST_COLUMNS, ImageDataset
 from .fetch import Fetched, FetchOptions, fetch_many, tool
 from .images import ImageProblem, Prepared, prepare
@@ -246,7 +246,7 @@ def _warn_of_classes(rows: list[dict]) -> None:
     for n, what in ((0, 'no picture at all: every URL or file of theirs failed'), (1, 'a single picture, too few to train and to test on')):
         if named := sorted(c for c, paths in images.items() if len(paths) == n): warn(f'{"Class" if len(named) == 1 else "Classes"} with {what}: {", ".join(named)}.', 5)
 
-# %% ../nbs/14_ingest.ipynb #ffb5885f
+# %% ../nbs/14_ingest.ipynb #00e4b399
 def _fill(
     dataset: ImageDataset,
     bases: Callable[[dict], list[dict]],     # from the rows known, the rows wanted
@@ -260,18 +260,15 @@ def _fill(
     with dataset.run() as run:
         rows = bases(run.done)
         todo = [b for b in rows if is_open(run.done.get(b['key']))]
-        full, work = False, _Work(dataset.path, run, todo, limits)
+        work = _Work(dataset.path, run, todo, limits)
         for tmp in (dataset.path/'images').glob('*/.tmp-*'): tmp.unlink()  # half files of a killed run; the lock is ours
         try:
             reused = work.reuse() if reuse else 0
             requested = len(work.wanted)
             _drive(work, source, sum(map(len, work.wanted.values())))
-        except DiskFullError:
-            full = True
-            raise
         finally:
             work.pool.shutdown(wait=True, cancel_futures=True)
-            if not full: _settle_run(run, rows, dataset.config.on_conflict)
+            _settle_run(run, rows, dataset.config.on_conflict)
         found = [run.done[b['key']] for b in rows]
     dataset.write_labels()
     res = _result(dataset, found, requested=requested, reused=reused, kept=len(rows) - len(todo))
