@@ -4,7 +4,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
-DEMO_OUT ?= demo-out
+DEMO_OUT ?= vegc-demo
 # Two test processes; one thread each, so that they do not fight over the cores.
 WORKERS ?= 2
 ONE_THREAD = OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1

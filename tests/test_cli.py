@@ -32,6 +32,7 @@ FUNCTIONS = {
     'split': ('vegc.split:split', {'as_json'}, set()),
     'train': ('vegc.train:train', {'as_json'}, set()),
     'evaluate': ('vegc.evaluate:evaluate', {'as_json', 'dataset', 'stage'}, {'dataset_or_model', 'stage_or_folder'}),
+    'demo': ('vegc.demo:demo', {'as_json'}, set()),
     'export': ('vegc.export:export', {'as_json'}, set()),
     'predict': ('vegc.export:predict', {'as_json', 'csv'}, set()),
 }

@@ -16,7 +16,10 @@ ALLOWED_FILES: dict[str, str] = {}
 # A notebook that draws only charts says so; nothing here may be a photograph of a person.
 ALLOWED_OUTPUTS: dict[str, str] = {
     'nbs/10_lists.ipynb': 'a bar chart of made-up lists',
+    'nbs/11_images.ipynb': 'colour noise drawn in the notebook, and a histogram',
     'nbs/24_data.ipynb': 'squares of one colour, drawn in the notebook',
+    'nbs/51_plots.ipynb': 'charts of made-up numbers',
+    'nbs/71_demo.ipynb': "scikit-learn's digits drawn by the program, partly on crops of scikit-learn's sample photographs of a temple and a flower",
 }
 
 SUFFIXES = {

@@ -10,12 +10,13 @@ __all__ = ['DatasetError', 'DiskFullError', 'LockedError', 'UsageError', 'VegcEr
            'image_learner', 'fit_head', 'fit_body', 'suggest_lr', 'save_stage', 'load_stage', 'stage_info', 'stages',
            'train', 'predictions', 'evaluate', 'Metrics', 'metrics_of', 'most_confused', 'export', 'load_model_file',
            'Predictor', 'predict', 'plot_classes', 'plot_samples', 'plot_history', 'plot_lr', 'plot_confusion',
-           'plot_most_confused', 'plot_per_class']
+           'plot_most_confused', 'plot_per_class', 'demo']
 
-# %% ../nbs/80_all.ipynb #85f72845
+# %% ../nbs/80_all.ipynb #1a94e02b
 from .core import DatasetError, DiskFullError, LockedError, UsageError, VegcError, VegcWarning
 from .data import datablock, dataloaders
 from .dataset import ImageDataset
+from .demo import demo
 from .duplicates import exact_pairs, feature_pairs, hash_pairs
 from .evaluate import Metrics, evaluate, metrics_of, most_confused, predictions
 from .export import Predictor, export, load_model_file, predict
@@ -28,11 +29,11 @@ from .plots import plot_classes, plot_confusion, plot_history, plot_lr, plot_mos
 from .split import SplitCounts, duplicate_pairs, split, split_counts
 from .train import LeakError, fit_body, fit_head, image_learner, load_stage, save_stage, stage_info, stages, suggest_lr, train
 
-# %% ../nbs/80_all.ipynb #e2751ebd
+# %% ../nbs/80_all.ipynb #f4992fab
 _all_ = [
     'DatasetError', 'DiskFullError', 'LockedError', 'UsageError', 'VegcError', 'VegcWarning', 'LeakError', 'TooManyFailures', 'WeightsError',
     'ImageDataset', 'plan', 'read_list', 'ListPlan', 'ingest', 'IngestResult', 'load_rgb', 'phash',
     'exact_pairs', 'hash_pairs', 'feature_pairs', 'duplicate_pairs', 'split', 'split_counts', 'SplitCounts', 'cached_features',
     'datablock', 'dataloaders', 'image_body', 'image_model', 'image_learner', 'fit_head', 'fit_body', 'suggest_lr',
     'save_stage', 'load_stage', 'stage_info', 'stages', 'train', 'predictions', 'evaluate', 'Metrics', 'metrics_of', 'most_confused', 'export', 'load_model_file', 'Predictor', 'predict',
-    'plot_classes', 'plot_samples', 'plot_history', 'plot_lr', 'plot_confusion', 'plot_most_confused', 'plot_per_class']
+    'plot_classes', 'plot_samples', 'plot_history', 'plot_lr', 'plot_confusion', 'plot_most_confused', 'plot_per_class', 'demo']

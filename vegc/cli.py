@@ -302,7 +302,7 @@ def _evaluate(dataset: _Dataset, stage: Annotated[str, _option('Name of a stage.
     from vegc.evaluate import evaluate
     _show(_work(evaluate, _open(dataset), stage, split, labels=labels), as_json)
 
-# %% ../nbs/70_cli.ipynb #6462be05
+# %% ../nbs/70_cli.ipynb #90da85dc
 @_verb('export')
 def _export(dataset: _Dataset, stage: Annotated[str, typer.Argument(metavar='STAGE', help='Name of a stage.')],
             path: Annotated[Path, typer.Argument(metavar='FILE', help='Where to write the model; .safetensors is usual.')], as_json: _Json=False):
@@ -325,7 +325,10 @@ def _predict(model: Annotated[Path, typer.Argument(metavar='FILE', help='A model
     _show(shown, as_json)
 
 @_verb('demo')
-def _demo(out: Annotated[Path | None, _option('Folder to work in; a temporary one if not given.')]=None, as_json: _Json=False):
+def _demo(out: Annotated[Path | None, _option('Folder to work in; vegc-demo if not given.')]=None,
+          small: Annotated[bool, _option('A few hundred pictures and few epochs.', '--small')]=False,
+          seed: Annotated[int, _option('Another seed draws other pictures.')]=42,
+          port: Annotated[int, _option('Of the server; 0 for a free one.')]=0, as_json: _Json=False):
     "Run every step on pictures it makes itself."
     from vegc.demo import demo
-    _show(_work(demo, out), as_json)
+    _show(_work(demo, out, small=small, seed=seed, port=port), as_json)
