@@ -8,32 +8,38 @@ __all__ = ['DatasetError', 'DiskFullError', 'LockedError', 'UsageError', 'VegcEr
            'load_rgb', 'phash', 'exact_pairs', 'hash_pairs', 'feature_pairs', 'duplicate_pairs', 'split',
            'split_counts', 'SplitCounts', 'cached_features', 'datablock', 'dataloaders', 'image_body', 'image_model',
            'image_learner', 'fit_head', 'fit_body', 'suggest_lr', 'save_stage', 'load_stage', 'stage_info', 'stages',
-           'train', 'predictions', 'evaluate', 'Metrics', 'metrics_of', 'most_confused', 'export', 'load_model_file',
-           'Predictor', 'predict', 'plot_classes', 'plot_samples', 'plot_history', 'plot_lr', 'plot_confusion',
-           'plot_most_confused', 'plot_per_class', 'demo']
+           'train', 'predictions', 'evaluate', 'Metrics', 'metrics_of', 'most_confused', 'compare', 'Comparison',
+           'find_issues', 'saved_issues', 'duplicates', 'out_of_fold', 'outlier_scores', 'merge_queues', 'Session',
+           'clean', 'ImageCleaner', 'export', 'load_model_file', 'Predictor', 'predict', 'plot_classes', 'plot_samples',
+           'plot_history', 'plot_lr', 'plot_confusion', 'plot_most_confused', 'plot_per_class', 'demo']
 
-# %% ../nbs/80_all.ipynb #1a94e02b
+# %% ../nbs/80_all.ipynb #910fc423
+from .clean import Session, clean
 from .core import DatasetError, DiskFullError, LockedError, UsageError, VegcError, VegcWarning
 from .data import datablock, dataloaders
 from .dataset import ImageDataset
 from .demo import demo
 from .duplicates import exact_pairs, feature_pairs, hash_pairs
-from .evaluate import Metrics, evaluate, metrics_of, most_confused, predictions
+from .evaluate import Comparison, Metrics, compare, evaluate, metrics_of, most_confused, predictions
 from .export import Predictor, export, load_model_file, predict
 from .features import cached_features
 from .images import load_rgb, phash
 from .ingest import IngestResult, TooManyFailures, ingest
+from .issues import duplicates, find_issues, merge_queues, out_of_fold, outlier_scores, saved_issues
 from .lists import ListPlan, plan, read_list
 from .models import WeightsError, image_body, image_model
 from .plots import plot_classes, plot_confusion, plot_history, plot_lr, plot_most_confused, plot_per_class, plot_samples
 from .split import SplitCounts, duplicate_pairs, split, split_counts
 from .train import LeakError, fit_body, fit_head, image_learner, load_stage, save_stage, stage_info, stages, suggest_lr, train
+from .widgets import ImageCleaner
 
-# %% ../nbs/80_all.ipynb #f4992fab
+# %% ../nbs/80_all.ipynb #16106694
 _all_ = [
     'DatasetError', 'DiskFullError', 'LockedError', 'UsageError', 'VegcError', 'VegcWarning', 'LeakError', 'TooManyFailures', 'WeightsError',
     'ImageDataset', 'plan', 'read_list', 'ListPlan', 'ingest', 'IngestResult', 'load_rgb', 'phash',
     'exact_pairs', 'hash_pairs', 'feature_pairs', 'duplicate_pairs', 'split', 'split_counts', 'SplitCounts', 'cached_features',
     'datablock', 'dataloaders', 'image_body', 'image_model', 'image_learner', 'fit_head', 'fit_body', 'suggest_lr',
-    'save_stage', 'load_stage', 'stage_info', 'stages', 'train', 'predictions', 'evaluate', 'Metrics', 'metrics_of', 'most_confused', 'export', 'load_model_file', 'Predictor', 'predict',
+    'save_stage', 'load_stage', 'stage_info', 'stages', 'train', 'predictions', 'evaluate', 'Metrics', 'metrics_of', 'most_confused', 'compare', 'Comparison',
+    'find_issues', 'saved_issues', 'duplicates', 'out_of_fold', 'outlier_scores', 'merge_queues', 'Session', 'clean', 'ImageCleaner',
+    'export', 'load_model_file', 'Predictor', 'predict',
     'plot_classes', 'plot_samples', 'plot_history', 'plot_lr', 'plot_confusion', 'plot_most_confused', 'plot_per_class', 'demo']

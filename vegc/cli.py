@@ -200,7 +200,7 @@ def _add(src: Annotated[Path, typer.Argument(metavar='SOURCE', help='A folder wi
     from vegc.ingest import add
     _show(_work(add, src, dataset, subject=subject, on_conflict=on_conflict), as_json)
 
-# %% ../nbs/70_cli.ipynb #9176f3c7
+# %% ../nbs/70_cli.ipynb #751067c5
 def _open(
     folder: Path,
 ):                # ImageDataset
@@ -225,12 +225,8 @@ def _manifest(dataset: _Dataset, csv: Annotated[bool, _option('The whole table a
 def _duplicates(dataset: _Dataset, csv: Annotated[Path, _option('Where to write path_a, path_b, kind, similarity.', '--csv')],
                 as_json: _Json=False):
     "List pictures that are copies of one another."
-    from vegc.split import duplicate_pairs
-    ds = _open(dataset)
-    images = ds.images
-    pairs, paths = _work(duplicate_pairs, ds, images), images.path.to_numpy()
-    pairs.insert(0, 'path_a', paths[pairs.pop('a')])
-    pairs.insert(1, 'path_b', paths[pairs.pop('b')])
+    from vegc.issues import duplicates
+    pairs = _work(duplicates, _open(dataset))
     _write_csv(pairs, csv)
     _show(pairs.groupby('kind').size().rename('pairs').reset_index(), as_json)
 
@@ -301,6 +297,39 @@ def _evaluate(dataset: _Dataset, stage: Annotated[str, _option('Name of a stage.
     "Say how good a stage is, with intervals."
     from vegc.evaluate import evaluate
     _show(_work(evaluate, _open(dataset), stage, split, labels=labels), as_json)
+
+# %% ../nbs/70_cli.ipynb #6aead772
+@_verb('find-issues')
+def _find_issues(dataset: _Dataset, stage: Annotated[str | None, _option('Judge with the body of this stage, as it was before it saw a label.')]=None,
+                 csv: Annotated[Path | None, _option('Also write the whole table to this file.', '--csv')]=None, as_json: _Json=False):
+    "Rank all pictures by how much they need a look."
+    from vegc.issues import find_issues
+    table = _work(find_issues, _open(dataset), stage=stage)
+    if csv is not None: _write_csv(table, csv)
+    kinds = table.issue_types.str.split(';').explode()
+    counts = kinds[kinds != ''].value_counts()
+    if as_json: _show(dict(images=len(table), issues=counts.to_dict(), rows=_rows(table.head(100))), as_json)
+    else:
+        print(_table(table[['rank', 'path', 'given_label', 'predicted_label', 'label_score', 'issue_types']].head(12)))
+        print(f'\n{len(table)} pictures ranked; ' + (', '.join(f'{n} {kind}' for kind, n in counts.items()) or 'no issue') + '.')
+
+@_verb('clean')
+def _clean(dataset: _Dataset, decisions: Annotated[Path | None, _option('A CSV path,action,label,who,why.', '--decisions')]=None,
+           auto: Annotated[float | None, _option('Decide by rule at this confidence; never on test pictures.', '--auto')]=None,
+           undo: Annotated[bool, _option('Take the last call back.', '--undo')]=False, as_json: _Json=False):
+    "Apply decisions about pictures; nothing is deleted."
+    from vegc.clean import clean
+    done = _work(clean, _open(dataset), decisions=decisions, auto=auto, undo=undo)
+    _show(done, as_json)
+    if not as_json: print(f'\n{len(done)} decisions written; cleaned.csv and labels.csv are up to date.')
+
+@_verb('compare')
+def _compare(dataset: _Dataset, before: Annotated[str, typer.Argument(metavar='BEFORE', help='Name of a stage.')],
+             after: Annotated[str, typer.Argument(metavar='AFTER', help='Name of a stage.')],
+             split: Annotated[str, _option('valid or test.')]='test', as_json: _Json=False):
+    "Say whether one stage is better than another on the same pictures."
+    from vegc.evaluate import compare
+    _show(_work(compare, _open(dataset), before, after, split=split), as_json)
 
 # %% ../nbs/70_cli.ipynb #90da85dc
 @_verb('export')

@@ -178,15 +178,13 @@ def failures(self: ImageDataset) -> pd.DataFrame:  # reason, count, example
     res = bad.groupby(code).agg(count=('url', 'size'), example=('url', 'first')).reset_index()
     return res.sort_values(['count', 'reason'], ascending=[False, True], ignore_index=True)
 
-# %% ../nbs/12_dataset.ipynb #9adf2f5e
-@patch(as_prop=True)
-def images(self: ImageDataset) -> pd.DataFrame:
-    "One row per stored picture that is in use: path, given_label, url, split, duplicate_group, sha256, phash, flags, size, host."
+# %% ../nbs/12_dataset.ipynb #683300ca
+def _per_file(df: pd.DataFrame) -> pd.DataFrame:
+    "One row per stored file, sorted, with the URL's host."
     from urllib.parse import urlsplit
     cols = ['path', 'given_label', 'url', 'split', 'duplicate_group', 'sha256', 'phash', 'flags', 'width', 'height', 'source_split',
-            'creator', 'query']
-    df = self.df
-    res = df[df.status == 'ok'].drop_duplicates('path')[cols].sort_values('path', ignore_index=True)
+            'creator', 'query', 'status']
+    res = df.drop_duplicates('path')[cols].sort_values('path', ignore_index=True)
     res['host'] = [urlsplit(u).netloc if '://' in u[:10] else '' for u in res.url]
     return res
 
@@ -207,7 +205,7 @@ def names(self: ImageDataset) -> dict[str, str]:
     "Slug to the name that people read."
     return dict(zip(self.classes.slug, self.classes.name, strict=True))
 
-# %% ../nbs/12_dataset.ipynb #cc4bb95e
+# %% ../nbs/12_dataset.ipynb #90bd712e
 ACTIONS = ('keep', 'exclude', 'relabel')
 
 @patch(as_prop=True)
@@ -222,16 +220,32 @@ def decisions(self: ImageDataset) -> pd.DataFrame:
     return pd.DataFrame(list(standing.values()), columns=['path', 'action', 'label', 'who', 'why', 'at', 'id'], dtype='string')
 
 @patch(as_prop=True)
+def images(self: ImageDataset) -> pd.DataFrame:
+    "One row per stored picture in use, decisions aside: path, given_label, url, split, duplicate_group, sha256, phash, flags, size, host."
+    df, dec = self.df, self.decisions
+    decided = df.path.isin(dec.path[dec.action != 'exclude'])
+    return _per_file(df[(df.status == 'ok') | ((df.status == 'review') & decided)])
+
+@patch(as_prop=True)
 def labels(self: ImageDataset) -> pd.DataFrame:
     "The current labels: path, label, split, is_valid; excluded images are not there."
-    im, dec = self.images, self.decisions.set_index('path')
-    res = im[['path', 'given_label', 'split']].rename(columns=dict(given_label='label'))
-    relabel = dec[dec.action == 'relabel'].label
-    res['label'] = res.path.map(relabel).astype('string').fillna(res.label)
-    res = res[~res.path.isin(dec.index[dec.action == 'exclude'])].reset_index(drop=True)
+    res = self.stored()
+    res = res[res.status == 'ok'][['path', 'label', 'split']].reset_index(drop=True)
     return res.assign(is_valid=(res.split == 'valid').fillna(False).astype(bool))
 
-# %% ../nbs/12_dataset.ipynb #cc6227a5
+# %% ../nbs/12_dataset.ipynb #941a2aff
+@patch
+def stored(self: ImageDataset,
+    *,
+    excluded: bool=False,  # those that a decision excludes too
+) -> pd.DataFrame:         # as `images`, with the current label; status review where nobody has decided yet
+    "What a person may look at: pictures in use and those held for review."
+    df, dec = self.df, self.decisions.set_index('path')
+    res = _per_file(df[df.status.isin(['ok', 'review']) & df.path.notna()])
+    res['label'] = res.path.map(dec[dec.action == 'relabel'].label).astype('string').fillna(res.given_label)
+    res.loc[res.path.isin(dec.index), 'status'] = 'ok'  # a decision ends the review
+    return res if excluded else res[~res.path.isin(dec.index[dec.action == 'exclude'])].reset_index(drop=True)
+
 @patch(as_prop=True)
 def vocab(self: ImageDataset) -> list[str]:
     "The current classes, sorted."

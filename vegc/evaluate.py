@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['share_interval', 'confusion_counts', 'resampled', 'class_scores', 'summary_scores', 'probabilities',
-           'predictions_frame', 'predictions', 'test_looks', 'Metrics', 'metrics_of', 'most_confused', 'evaluate']
+           'predictions_frame', 'predictions', 'test_looks', 'Metrics', 'metrics_of', 'most_confused', 'evaluate',
+           'Comparison', 'paired', 'compare']
 
 # %% ../nbs/50_evaluate.ipynb #e7db8fff
 import os
@@ -268,3 +269,76 @@ def _evaluate_folder(model: Any, folder: Path) -> Metrics:
     labels = [files[i].parent.name for i in good]
     rows = pd.DataFrame(dict(path=[str(files[i]) for i in good], split='folder', label=labels, given_label=labels))
     return metrics_of(predictions_frame(rows, p[good], model.classes), stage=model.name, split='folder')
+
+# %% ../nbs/50_evaluate.ipynb #f45d3343
+@dataclass
+class Comparison:
+    "Two stages on the same pictures."
+    before_stage: str
+    after_stage: str
+    split: str
+    n: int
+    before: float         # accuracy on given labels
+    after: float
+    difference: float
+    low: float            # 95 % interval of the difference
+    high: float
+    p_value: float        # McNemar, exact
+    fixed: int            # pictures that only the second gets right
+    broken: int           # pictures that only the first gets right
+    on_corrected: 'Comparison | None' = None  # the same on corrected labels, where there are any
+
+    @property
+    def sentence(self) -> str:
+        "The result in one honest sentence."
+        points, sure = f'{100*self.difference:+.1f} points ({100*self.low:+.1f} to {100*self.high:+.1f})', self.low > 0 or self.high < 0
+        what = ('better' if self.difference > 0 else 'worse') if sure else 'no detectable change'
+        return f'{self.after_stage} against {self.before_stage} on {self.n} {self.split} pictures: {self.after:.1%} after {self.before:.1%}, {points}: {what}.'
+
+    def to_dict(self) -> dict:
+        "As `vegc compare --json` prints it."
+        res = {k: v for k, v in vars(self).items() if k != 'on_corrected'} | dict(sentence=self.sentence)
+        return res | dict(on_corrected=self.on_corrected.to_dict() if self.on_corrected else None)
+
+    def __str__(self) -> str:
+        lines = [f'On given labels: {self.sentence} Only the second is right on {self.fixed}, only the first on {self.broken}; McNemar p = {self.p_value:.3f}.']
+        if self.on_corrected: lines.append(f'On corrected labels: {self.on_corrected.sentence} McNemar p = {self.on_corrected.p_value:.3f}.')
+        return '\n'.join(lines)
+
+# %% ../nbs/50_evaluate.ipynb #a921e83b
+def paired(
+    before: np.ndarray,  # bool [n]: the first stage is right
+    after: np.ndarray,   # bool [n]: the second stage is right
+    seed: int=0,
+) -> dict:               # n, before, after, difference, low, high, p_value, fixed, broken
+    "Compare two stages picture by picture."
+    d = np.asarray(after, int) - np.asarray(before, int)
+    n, fixed, broken = len(d), int((d == 1).sum()), int((d == -1).sum())
+    # drawing pictures again is drawing the counts of fixed, broken and equal ones
+    draws = np.random.default_rng(seed).multinomial(n, [fixed/n, broken/n, 1 - (fixed + broken)/n], 4000)
+    low, high = np.percentile((draws[:, 0] - draws[:, 1])/n, [2.5, 97.5])
+    p = float(binomtest(fixed, fixed + broken).pvalue) if fixed + broken else 1.
+    return dict(n=n, before=float(np.mean(before)), after=float(np.mean(after)), difference=float(d.mean()), low=float(low), high=float(high),
+                p_value=p, fixed=fixed, broken=broken)
+
+# %% ../nbs/50_evaluate.ipynb #f86d5ea8
+def compare(
+    dataset: ImageDataset,
+    before: str,          # a stage
+    after: str,           # a stage
+    split: str='test',    # valid or test
+) -> Comparison:
+    "Two stages on the same pictures, on given and on corrected labels. Raises `LeakError`, `UsageError`."
+    dataset = ImageDataset(dataset)
+    tables = [predictions(dataset, s, split, labels='given').set_index('path') for s in (before, after)]
+    if split == 'test': test_looks(dataset, f'{before}, {after}')
+    def on(labels: pd.Series) -> Comparison:
+        right = [(t.predicted_label[labels.index] == labels).to_numpy(bool) for t in tables]
+        return Comparison(before, after, split, **paired(*right))
+    given = tables[0].label
+    current = items(dataset, 'current').set_index('path').label
+    current = current[current.index.isin(given.index)]
+    res = on(given)
+    changed = len(current) < len(given) or (current != given[current.index]).any()
+    if changed and len(current): res.on_corrected = on(current)
+    return res

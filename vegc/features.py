@@ -96,7 +96,7 @@ class FeatureFile:
         with replacing(self.path) as tmp: save_file(dict(x=new.x), tmp, metadata=dict(images='\n'.join(new.hashes)))
         return new
 
-# %% ../nbs/21_features.ipynb #ab6de748
+# %% ../nbs/21_features.ipynb #f23829df
 def feature_name(
     arch: str,
     weights: str,                 # `weights_hash` of the body
@@ -107,6 +107,11 @@ def feature_name(
     h, w = as_size(size)
     return f'{arch}-{weights}-{h}x{w}-{"bf16" if bf16 else "fp32"}.safetensors'
 
+def _hashes(dataset: ImageDataset, paths: Sequence[str]) -> list[str]:
+    "The pictures' hashes from the manifest, whether in use or held for review."
+    known = dataset.df.dropna(subset='path').drop_duplicates('path').set_index('path').sha256
+    return known[list(paths)].tolist()
+
 def cached_features(
     dataset: ImageDataset,
     arch: str,                            # a body's name
@@ -116,14 +121,15 @@ def cached_features(
     body: nn.Module | None=None,          # a body already built; None: built with ImageNet weights
     bs: int=32,
 ) -> np.ndarray:                          # float16 [len(paths), d]
-    "Features of a dataset's pictures, computed where they are not yet known. A stop keeps what was done. Raises `DatasetError`."
-    images = dataset.images.set_index('path')
-    paths = list(images.index) if paths is None else list(paths)
-    hashes = images.sha256[paths].tolist()
+    "Features of a dataset's pictures, computed where no number format has them yet. A stop keeps what was done. Raises `DatasetError`."
+    paths = dataset.images.path.tolist() if paths is None else list(paths)
+    hashes = _hashes(dataset, paths)
     body = image_body(arch) if body is None else body
     device = best_device()
     bf16 = bf16_helps(device)
-    file = FeatureFile.read(dataset.path/'features'/feature_name(arch, weights_hash(body), size, bf16))
+    name = lambda bf16: dataset.path/'features'/feature_name(arch, weights_hash(body), size, bf16)  # noqa: E731
+    file = FeatureFile.read(name(bf16))
+    if not set(hashes) <= set(file.hashes) and set(hashes) <= set((other := FeatureFile.read(name(not bf16))).hashes): file = other
     have = set(file.hashes)
     missing = {h: p for h, p in zip(hashes, paths, strict=True) if h not in have}
     if missing: file = _compute(file, body.to(device).eval(), dataset.path, missing, size, bs, bf16)
@@ -146,13 +152,13 @@ def _compute(file: FeatureFile, body: nn.Module, root: Path, missing: dict[str, 
         file = file.add(hashes[:n], np.concatenate(done) if done else np.zeros((0, 0), np.float16))
     return file
 
-# %% ../nbs/21_features.ipynb #2aa2ca61
+# %% ../nbs/21_features.ipynb #d0a606f6
 def stored_features(
     dataset: ImageDataset,
     paths: Sequence[str],  # relative to the dataset
 ) -> np.ndarray | None:    # float16 [len(paths), d], or None when no file knows all of them
     "Features already on disk, the newest file first; computes nothing."
-    hashes = dataset.images.set_index('path').sha256[list(paths)].tolist()
+    hashes = _hashes(dataset, paths)
     for file in sorted((dataset.path/'features').glob('*.safetensors'), key=lambda p: p.stat().st_mtime, reverse=True):
         found = FeatureFile.read(file)
         row = {h: i for i, h in enumerate(found.hashes)}

@@ -7,7 +7,7 @@ __all__ = ['StageInfo', 'LeakError', 'leaked', 'check_leaks', 'image_learner', '
            'suggest_lr', 'overfit_since', 'stage_folder', 'stages', 'save_stage', 'stage_info', 'load_model',
            'load_stage', 'train']
 
-# %% ../nbs/30_train.ipynb #b195b614
+# %% ../nbs/30_train.ipynb #a854bce3
 import json
 import os
 import platform
@@ -15,6 +15,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -30,6 +31,7 @@ from fastai.data.load import DataLoader
 from fastai.learner import Learner
 from fastai.losses import LabelSmoothingCrossEntropyFlat
 from fastai.metrics import accuracy
+from fastai.optimizer import OptimWrapper
 from fastai.torch_core import set_seed
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -37,7 +39,7 @@ from torch import nn
 from .core import DatasetError, UsageError, VegcError, progress, replacing, sha256_hex, utc_now, warn, write_atomic
 from .data import Source, dataloaders
 from .dataset import ImageDataset
-from .features import cached_features
+from .features import best_device, cached_features
 from .models import bf16_helps, find_arch, image_body, image_model, param_groups, weights_hash
 
 # %% ../nbs/30_train.ipynb #512e4bcb
@@ -89,7 +91,7 @@ def check_leaks(
     if n: raise LeakError(f'Stage {info.stage!r} was trained on {n} of the {len(held)} pictures that are now in {" and ".join(parts)}: '
                           'its accuracy there would be too good. Train anew on these splits, or put the old splits back.')
 
-# %% ../nbs/30_train.ipynb #b4ab81ed
+# %% ../nbs/30_train.ipynb #de53c6c8
 def image_learner(
     dls: DataLoaders,                          # as from `dataloaders`
     arch: str='resnet50',                      # a name for `find_arch`
@@ -103,7 +105,7 @@ def image_learner(
     return _learner(dls, model, _new_info(dls.source, arch, list(dls.vocab)), smoothing, **kw)
 
 def _learner(dls: DataLoaders, model: nn.Module, info: StageInfo, smoothing: float=.1, **kw) -> Learner:
-    defaults = dict(loss_func=LabelSmoothingCrossEntropyFlat(eps=smoothing), splitter=param_groups, metrics=[accuracy], wd=.01,
+    defaults = dict(loss_func=LabelSmoothingCrossEntropyFlat(eps=smoothing), splitter=param_groups, metrics=[accuracy], **_optimizer(),
                     train_bn=False,  # else fastai trains the batch norms of a "frozen" body
                     path=dls.source.dataset.path, model_dir='models')
     learn = Learner(dls, model, **(defaults | kw))
@@ -113,7 +115,11 @@ def _learner(dls: DataLoaders, model: nn.Module, info: StageInfo, smoothing: flo
     learn.freeze()
     return learn
 
-# %% ../nbs/30_train.ipynb #8a2acee5
+# %% ../nbs/30_train.ipynb #d6befd52
+def _optimizer() -> dict:
+    "AdamW for a Learner. Decay on all parameters, since fastai's way to spare some does not fit torch's optimizers."
+    return dict(opt_func=partial(OptimWrapper, opt=partial(torch.optim.AdamW, fused=best_device() != 'mps')), wd=.01, wd_bn_bias=True)
+
 def _new_info(source: Source, arch: str, classes: list[str]) -> StageInfo:
     it = source.items
     train = it[it.split == 'train']
@@ -170,7 +176,7 @@ def _fast_forward(model: nn.Module, device: str):
     try: yield
     finally: del model.forward
 
-# %% ../nbs/30_train.ipynb #b4706b6c
+# %% ../nbs/30_train.ipynb #1c4f7aae
 def fit_head(
     learn: Learner,          # as from `image_learner`
     epochs: int=8,
@@ -202,7 +208,7 @@ def _head_learner(learn: Learner, bs: int) -> Learner:
     dls = DataLoaders(DataLoader(parts[0], bs=min(bs, n), shuffle=True, drop_last=n > bs, num_workers=0),
                       DataLoader(parts[1], bs=512, num_workers=0), device=learn.dls.device)
     dls.n_inp = 1
-    head = Learner(dls, learn.model[1][2:], loss_func=learn.loss_func, metrics=[accuracy], wd=learn.wd)
+    head = Learner(dls, learn.model[1][2:], loss_func=learn.loss_func, metrics=[accuracy], **_optimizer(), path=learn.path, model_dir=learn.model_dir)
     head.remove_cbs([ProgressCallback])
     head.logger = lambda row: None
     return head
