@@ -42,6 +42,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                           'vegc.cli._predict': ('cli.html#_predict', 'vegc/cli.py'),
                           'vegc.cli._quiet_warnings': ('cli.html#_quiet_warnings', 'vegc/cli.py'),
                           'vegc.cli._rate': ('cli.html#_rate', 'vegc/cli.py'),
+                          'vegc.cli._report': ('cli.html#_report', 'vegc/cli.py'),
                           'vegc.cli._rows': ('cli.html#_rows', 'vegc/cli.py'),
                           'vegc.cli._say': ('cli.html#_say', 'vegc/cli.py'),
                           'vegc.cli._sentence': ('cli.html#_sentence', 'vegc/cli.py'),

@@ -85,7 +85,7 @@ def find_groups(
         warn(f'One group of look-alikes holds {largest} of {len(images)} pictures; look at it (`vegc duplicates`) before you trust the split.')
     return numbers
 
-# %% ../nbs/23_split.ipynb #2b8deb7b
+# %% ../nbs/23_split.ipynb #529628f9
 def assign_splits(
     images: pd.DataFrame,         # path, given_label, split, duplicate_group, sha256
     numbers: np.ndarray,          # group number of each row
@@ -102,8 +102,8 @@ def assign_splits(
     # a group is named after its first picture, and keeps the name it was given
     names = im.dropna(subset='duplicate_group').groupby('number').duplicate_group.first()
     first = 'g' + im.groupby('number').sha256.first().astype(str).str[:12]
-    name = im.number.map(names).fillna(im.number.map(first))
-    im['duplicate_group'] = im.duplicate_group.where(im.duplicate_group.notna(), name)
+    name = im.number.map(names).astype('string').fillna(im.number.map(first).astype('string'))
+    im['duplicate_group'] = im.duplicate_group.astype('string').fillna(name)
     return im[['path', 'split', 'duplicate_group']].astype('string')
 
 def _deal_all(im: pd.DataFrame, shares: np.ndarray, rng: np.random.Generator) -> None:

@@ -1,0 +1,277 @@
+"""From a trained stage on: leaks are refused, decisions survive, the exported file says what the stage says."""
+import ast
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import ROOT
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from vegc.clean import Session, clean, rule_decisions, write_lists
+from vegc.core import DatasetError, UsageError, sha256_hex
+from vegc.dataset import ImageDataset
+from vegc.evaluate import compare, evaluate, predictions
+from vegc.export import export, load_model_file, predict
+from vegc.issues import find_issues
+from vegc.split import assign_splits, split
+from vegc.train import LeakError, load_stage, stage_info, train
+
+N = 160
+WRONG = {3, 50, 77}  # digits under another class
+
+
+@pytest.fixture(scope='module')
+def trained(tmp_path_factory):
+    "Digits as pictures of 48 pixels with splits, a stage of three frozen epochs and one unfrozen, and issues."
+    ds = ImageDataset(tmp_path_factory.mktemp('road') / 'digits', subject='characters')
+    digits = load_digits()
+    with ds.run() as run:
+        for i in range(N):
+            true = int(digits.target[i]) % 4
+            label = f'digit {(true + 1) % 4 if i in WRONG else true}'
+            path = ds.path / f'images/{label}/{i:03}.png'
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray((digits.images[i] * 15.9).astype(np.uint8)).convert('RGB').resize((48, 48)).save(path)
+            run.add(dict(key=str(i), url=str(i), given_label=label, status='ok', path=str(path.relative_to(ds.path)), width=48, height=48,
+                         sha256=sha256_hex(path.read_bytes()), split=['train', 'train', 'valid', 'train', 'test'][i % 5], duplicate_group=f'g{i}'))
+    train(ds, arch='efficientnet_lite0', size=48, bs=32, epochs=(3, 1), stage='raw')
+    find_issues(ds, stage='raw')
+    return ds
+
+
+@pytest.fixture
+def copy(trained, tmp_path):
+    "A copy that a test may change."
+    return ImageDataset(shutil.copytree(trained.path, tmp_path / 'digits'))
+
+
+def test_the_recipe_of_splitting_again_is_refused(copy):
+    "Train, split anew, load the old weights: what made 23 % into 36 % in the project that this one grew from."
+    split(copy, seed=7, reassign=True)
+    seen = set(stage_info(copy, 'raw').trained_on)
+    held = copy.images[copy.images.split.isin(['valid', 'test'])]
+    n = int(held.sha256.isin(seen).sum())
+    assert n > 0
+    for attempt in (lambda: load_stage(copy, 'raw'), lambda: train(copy, arch='efficientnet_lite0', start='raw', stage='again', epochs=(0, 1))):
+        with pytest.raises(LeakError, match=f'trained on {n} of the {len(held)} pictures'): attempt()
+    for part in ('valid', 'test'):
+        with pytest.raises(LeakError): evaluate(copy, 'raw', part)
+
+
+def test_a_copy_of_a_training_picture_leaks_too(copy):
+    "A validation picture of a group that was trained on is refused, whatever its bytes."
+    images = copy.images
+    group = images.duplicate_group[images.split == 'train'].iloc[0]
+    victim = images[images.split == 'valid'].iloc[:1].assign(duplicate_group=group)
+    copy.update(victim, ['duplicate_group'])
+    with pytest.raises(LeakError, match='1 of the'): evaluate(copy, 'raw', 'valid')
+
+
+def test_cleaning_changes_no_split(copy):
+    before = copy.images.set_index('path').split
+    session = Session(copy, test=True)
+    for i, path in enumerate(session.items.path[:20]): session.decide(path, ['exclude', 'keep', 'relabel'][i % 3], 'digit 0' if i % 3 == 2 else '')
+    session.close()
+    split(copy)
+    assert copy.images.set_index('path').split.equals(before)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 7), st.sampled_from('ab'), st.integers(0, 3)), min_size=3, max_size=60), st.integers(0, 10))
+def test_assigned_splits_stay_whatever_comes(steps, seed):
+    "Pictures come in any order and link to others in any way: no stored split changes, no group straddles."
+    frame = pd.DataFrame(columns=['path', 'given_label', 'split', 'duplicate_group', 'sha256'])
+    numbers, shares = np.zeros(0, int), np.array([.6, .2, .2])
+    for k, (link, label, count) in enumerate(steps):
+        new = pd.DataFrame([dict(path=f'{k}-{j}', given_label=label, split=None, duplicate_group=None, sha256=f'{k}-{j}') for j in range(count + 1)])
+        frame = pd.concat([frame, new], ignore_index=True).astype(object).where(lambda x: x.notna(), None)
+        # link 0–3: the new pictures are copies of an earlier group; otherwise groups of their own
+        fresh = np.arange(len(new)) + 1000 * (k + 1)
+        if link < 4 and len(numbers): fresh[:1] = numbers[link % len(numbers)]
+        numbers = np.concatenate([numbers, fresh])
+        done = assign_splits(frame, numbers, shares, seed)
+        old = frame.split.notna()
+        assert (done.split[old].to_numpy(object) == frame.split[old].to_numpy(object)).all()
+        frame = frame.assign(split=done.split.astype(object), duplicate_group=done.duplicate_group.astype(object))
+        settled = frame[frame.split != 'none']
+        assert (settled.groupby(numbers[settled.index]).split.nunique() <= 1).all()
+
+
+def test_rules_leave_test_and_people_alone(copy):
+    session = Session(copy, test=True)
+    held = set(copy.images.path[copy.images.split == 'test'])
+    mine = session.items.path[0]
+    session.decide(mine, 'keep', who='ana')
+    session.close()
+    done = clean(copy, auto=.01)  # so low that every doubted label is changed
+    assert len(done) and not set(done.path) & held and mine not in set(done.path)
+    assert set(copy.decisions.who) == {'ana', 'rule'}
+    clean(copy, undo=True)
+    assert copy.decisions.path.tolist() == [mine]
+
+
+def test_decisions_survive_a_kill(copy):
+    "A process that decides one picture after the other is killed; what it reported as decided is there."
+    code = textwrap.dedent(f'''
+        from vegc.clean import Session
+        s = Session({str(copy.path)!r}, test=True)
+        for path in s.items.path:
+            s.decide(path, 'exclude')
+            print(path, flush=True)
+    ''')
+    with subprocess.Popen([sys.executable, '-c', code], stdout=subprocess.PIPE, text=True) as p:
+        said = [p.stdout.readline().strip() for _ in range(25)]
+        p.send_signal(signal.SIGKILL)
+        said += [line.strip() for line in p.stdout if line.endswith('\n')]
+    with open(copy.decisions_path, 'a') as f: f.write('{"id": 999, "path": "imag')  # a torn last line
+    standing = Session(copy, test=True).standing()
+    assert set(said) <= set(standing) and len(standing) <= len(said) + 1
+    assert len(pd.read_csv(write_lists(copy))) == N - len(standing)
+    assert len(list((copy.path / 'images').rglob('*.png'))) == N  # nothing was deleted
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.one_of(st.sampled_from(['undo', 'redo', 'reopen']), st.tuples(st.integers(0, 5), st.sampled_from(['keep', 'exclude', 'relabel']))), max_size=25))
+def test_any_sequence_equals_a_replay_of_the_log(trained, tmp_path_factory, steps):
+    "Decide, undo, redo and reopen in any order: the session's state is what the log alone says."
+    root = tmp_path_factory.mktemp('log')
+    ds = ImageDataset(root, subject='characters')
+    for name in ('manifest.parquet', 'predictions'): (root / name).symlink_to(trained.path / name)
+    session, stack, undone = Session(ds, test=True, who='me'), [], []
+    for step in steps:
+        if step == 'undo':
+            session.undo()
+            if stack: undone.append(stack.pop())
+        elif step == 'redo':
+            session.redo()
+            if undone: stack.append(undone.pop())
+        elif step == 'reopen':
+            session = Session(ds, test=True, who='me')
+            undone = []
+        else:
+            path = session.items.path[step[0]]
+            session.decide(path, step[1], 'digit 1' if step[1] == 'relabel' else '')
+            stack.append((path, step[1]))
+            undone = []
+    want = dict(stack)
+    assert {p: r['action'] for p, r in session.standing().items()} == want
+    assert dict(zip(ds.decisions.path, ds.decisions.action, strict=True)) == want
+
+
+def test_decisions_for_another_dataset_are_refused(copy):
+    copy.decisions_path.write_text(json.dumps(dict(dataset='cats', schema=1)) + '\n')
+    with pytest.raises(DatasetError, match="belongs to the dataset 'cats'"): Session(copy)
+    with pytest.raises(DatasetError, match='nothing was applied'):
+        (copy.path / 'd.csv').write_text('path,action\nimages/no.png,exclude\n')
+        copy.decisions_path.unlink()
+        clean(copy, decisions=copy.path / 'd.csv')
+    assert copy.decisions.empty
+
+
+def test_a_relabel_changes_what_is_trained_and_judged(copy):
+    path = predictions(copy, 'raw', 'test').path[0]
+    (copy.path / 'd.csv').write_text(f'path,action,label,who,why\n{path},relabel,digit 3,ana,looked\n')
+    clean(copy, decisions=copy.path / 'd.csv')
+    table = predictions(copy, 'raw', 'test').set_index('path')
+    assert table.label[path] == 'digit 3' and predictions(copy, 'raw', 'test', labels='given').set_index('path').label[path] == table.given_label[path]
+    both = compare(copy, 'raw-1', 'raw', 'test')
+    assert both.n == both.on_corrected.n == len(table)
+    assert both.low <= both.difference <= both.high and both.sentence
+
+
+def test_without_decisions_there_is_nothing_corrected(copy):
+    assert compare(copy, 'raw-1', 'raw', 'test').on_corrected is None
+    same = compare(copy, 'raw', 'raw', 'test')
+    assert (same.difference, same.p_value, same.fixed) == (0, 1, 0) and 'no detectable change' in same.sentence
+
+
+def test_looks_at_test_are_counted(copy):
+    first = evaluate(copy, 'raw', 'test').looks
+    assert evaluate(copy, 'raw', 'test').to_dict()['test_looks'] == first + 1
+    assert evaluate(copy, 'raw', 'valid').looks == first + 1
+
+
+def test_issues_without_a_list_say_which_call_makes_them(copy):
+    shutil.rmtree(copy.path / 'predictions')
+    with pytest.raises(UsageError, match='find-issues'): Session(copy)
+    with pytest.raises(UsageError, match='find-issues'): clean(copy, auto=.9)
+
+
+def test_rule_decisions_need_a_probable_other_label():
+    row = dict(path='p', split='train', issue_types='label', predicted_label='b', confidence=.8, label_score=.1, outlier=.2)
+    issues = pd.DataFrame([row, row | dict(path='q', split='test'), row | dict(path='r', confidence=.5), row | dict(path='s', issue_types='blank')])
+    assert [(r['path'], r['action']) for r in rule_decisions(issues, .7)] == [('p', 'relabel'), ('s', 'exclude')]
+
+
+BARE = '''
+import sys
+allowed = {{'torch', 'numpy', 'PIL', 'safetensors', 'vegc'}}
+class Refuse:
+    "Nothing that a bare environment would lack can be imported from here on."
+    def find_spec(self, name, path=None, target=None):
+        if name.split('.')[0] in {{'fastai', 'fastcore', 'torchvision', 'timm', 'pandas', 'scipy', 'sklearn', 'matplotlib', 'tqdm', 'aiohttp', 'filelock', 'pyarrow'}}:
+            raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, Refuse())
+import json
+from vegc.export import load_model_file
+model = load_model_file({file!r})
+print(json.dumps(model([open(p, 'rb').read() for p in {paths!r}])))
+'''
+
+
+def test_a_bare_environment_predicts_the_same_from_bytes(trained, tmp_path):
+    file = export(trained, 'raw', tmp_path / 'digits.safetensors')
+    table = predictions(trained, 'raw', 'valid')
+    paths = [str(trained.path / p) for p in table.path[:12]]
+    out = subprocess.run([sys.executable, '-W', 'ignore', '-c', BARE.format(file=str(file), paths=paths)], capture_output=True, text=True, cwd=tmp_path)
+    assert out.returncode == 0, out.stderr
+    told = json.loads(out.stdout)
+    cols = [c for c in table if c.startswith('p_')]
+    np.testing.assert_allclose([[r[c] for c in cols] for r in told], table[cols].to_numpy()[:12], atol=1e-5)
+    assert [r['predicted_label'] for r in told] == table.predicted_label[:12].tolist()
+
+
+def test_an_exported_model_is_judged_on_a_folder(trained, tmp_path):
+    file = export(trained, 'raw', tmp_path / 'digits.safetensors')
+    table = predictions(trained, 'raw', 'test')
+    for i, row in table.iterrows():
+        to = tmp_path / 'mine' / row.label / f'{i}.png'
+        to.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(trained.path / row.path, to)
+    (tmp_path / 'mine/digit 0/notes.txt').write_text('no picture')
+    with pytest.warns(match='1 files'): m = evaluate(load_model_file(file), tmp_path / 'mine')
+    assert (m.n, m.accuracy) == (len(table), float((table.label == table.predicted_label).mean()))
+    assert predict(file, tmp_path / 'mine').path.is_monotonic_increasing
+
+
+# Whoever may remove or move a file, and why: everything else that lies in a dataset stays.
+MAY_UNLINK = {
+    'core': {'replacing'},         # its own temporary file
+    'dataset': {'run', 'update'},  # the journal, once it is folded into the manifest
+    'ingest': {'_fill'},           # temporary files of a killed run
+}
+
+
+def _renames_a_column(call):
+    "pandas' rename has keywords or a plain string; a file's has neither."
+    return call.func.attr == 'rename' and bool(call.keywords or isinstance(call.args[0], ast.Constant))
+
+
+@pytest.mark.parametrize('module', sorted(p.stem for p in (ROOT / 'vegc').glob('*.py')))
+def test_no_code_path_removes_or_moves_a_picture(module):
+    found = set()
+    for node in ast.walk(ast.parse((ROOT / 'vegc' / f'{module}.py').read_text('utf-8'))):
+        if not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)): continue
+        calls = [c for c in ast.walk(node) if isinstance(c, ast.Call) and isinstance(c.func, ast.Attribute)]
+        names = {c.func.attr for c in calls if not _renames_a_column(c)}
+        if names & {'unlink', 'rmtree', 'remove', 'rmdir', 'rename', 'move'}: found.add(node.name)
+    assert found <= MAY_UNLINK.get(module, set())
