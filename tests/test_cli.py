@@ -36,6 +36,7 @@ FUNCTIONS = {
     'clean': ('vegc.clean:clean', {'as_json'}, set()),
     'compare': ('vegc.evaluate:compare', {'as_json'}, set()),
     'demo': ('vegc.demo:demo', {'as_json'}, set()),
+    'report': ('vegc.report:report', {'as_json'}, set()),
     'export': ('vegc.export:export', {'as_json'}, set()),
     'predict': ('vegc.export:predict', {'as_json', 'csv'}, set()),
 }

@@ -10,10 +10,10 @@ __all__ = ['DatasetError', 'DiskFullError', 'LockedError', 'UsageError', 'VegcEr
            'image_learner', 'fit_head', 'fit_body', 'suggest_lr', 'save_stage', 'load_stage', 'stage_info', 'stages',
            'train', 'predictions', 'evaluate', 'Metrics', 'metrics_of', 'most_confused', 'compare', 'Comparison',
            'find_issues', 'saved_issues', 'duplicates', 'out_of_fold', 'outlier_scores', 'merge_queues', 'Session',
-           'clean', 'ImageCleaner', 'export', 'load_model_file', 'Predictor', 'predict', 'plot_classes', 'plot_samples',
-           'plot_history', 'plot_lr', 'plot_confusion', 'plot_most_confused', 'plot_per_class', 'demo']
+           'clean', 'ImageCleaner', 'report', 'export', 'load_model_file', 'Predictor', 'predict', 'plot_classes',
+           'plot_samples', 'plot_history', 'plot_lr', 'plot_confusion', 'plot_most_confused', 'plot_per_class', 'demo']
 
-# %% ../nbs/80_all.ipynb #910fc423
+# %% ../nbs/80_all.ipynb #79cf19ab
 from .clean import Session, clean
 from .core import DatasetError, DiskFullError, LockedError, UsageError, VegcError, VegcWarning
 from .data import datablock, dataloaders
@@ -29,11 +29,12 @@ from .issues import duplicates, find_issues, merge_queues, out_of_fold, outlier_
 from .lists import ListPlan, plan, read_list
 from .models import WeightsError, image_body, image_model
 from .plots import plot_classes, plot_confusion, plot_history, plot_lr, plot_most_confused, plot_per_class, plot_samples
+from .report import report
 from .split import SplitCounts, duplicate_pairs, split, split_counts
 from .train import LeakError, fit_body, fit_head, image_learner, load_stage, save_stage, stage_info, stages, suggest_lr, train
 from .widgets import ImageCleaner
 
-# %% ../nbs/80_all.ipynb #16106694
+# %% ../nbs/80_all.ipynb #5c07f769
 _all_ = [
     'DatasetError', 'DiskFullError', 'LockedError', 'UsageError', 'VegcError', 'VegcWarning', 'LeakError', 'TooManyFailures', 'WeightsError',
     'ImageDataset', 'plan', 'read_list', 'ListPlan', 'ingest', 'IngestResult', 'load_rgb', 'phash',
@@ -41,5 +42,5 @@ _all_ = [
     'datablock', 'dataloaders', 'image_body', 'image_model', 'image_learner', 'fit_head', 'fit_body', 'suggest_lr',
     'save_stage', 'load_stage', 'stage_info', 'stages', 'train', 'predictions', 'evaluate', 'Metrics', 'metrics_of', 'most_confused', 'compare', 'Comparison',
     'find_issues', 'saved_issues', 'duplicates', 'out_of_fold', 'outlier_scores', 'merge_queues', 'Session', 'clean', 'ImageCleaner',
-    'export', 'load_model_file', 'Predictor', 'predict',
+    'report', 'export', 'load_model_file', 'Predictor', 'predict',
     'plot_classes', 'plot_samples', 'plot_history', 'plot_lr', 'plot_confusion', 'plot_most_confused', 'plot_per_class', 'demo']

@@ -331,7 +331,19 @@ def _compare(dataset: _Dataset, before: Annotated[str, typer.Argument(metavar='B
     from vegc.evaluate import compare
     _show(_work(compare, _open(dataset), before, after, split=split), as_json)
 
-# %% ../nbs/70_cli.ipynb #90da85dc
+# %% ../nbs/70_cli.ipynb #bef18f21
+@_verb('report')
+def _report(dataset: _Dataset,
+            stage: Annotated[str | None, _option('Name of a stage; the newest, or a health report where there is none.')]=None,
+            out: Annotated[Path | None, _option('The HTML file; report.html in the dataset if not given.')]=None,
+            pixels: Annotated[bool, _option('Show pictures, or none; a dataset of people never shows one.', '--pixels/--no-pixels')]=True,
+            before: Annotated[str | None, _option('An earlier stage to compare with; the frozen part if not given.')]=None, as_json: _Json=False):
+    "Write one HTML file about a dataset and how well it is learnt."
+    from vegc.report import report
+    written = _work(report, _open(dataset), stage, out, pixels, before)
+    if as_json: _show(dict(path=str(written), bytes=written.stat().st_size), as_json)
+    else: print(f'The report is {written}; it opens in any browser.')
+
 @_verb('export')
 def _export(dataset: _Dataset, stage: Annotated[str, typer.Argument(metavar='STAGE', help='Name of a stage.')],
             path: Annotated[Path, typer.Argument(metavar='FILE', help='Where to write the model; .safetensors is usual.')], as_json: _Json=False):

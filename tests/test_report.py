@@ -1,0 +1,321 @@
+"""The report: it opens anywhere without asking for anything, says what evaluate says, shows no person, and hurts nobody's file."""
+import os
+import re
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+import vegc.report
+from vegc.core import UsageError
+from vegc.dataset import ImageDataset
+from vegc.evaluate import compare, evaluate, most_confused, predictions, test_looks
+from vegc.ingest import add
+from vegc.issues import find_issues
+from vegc.models import WeightsError
+from vegc.report import Thumbnails, class_facts, funnel, linear_predictions, matrix_svg, report
+from vegc.split import split
+from vegc.train import train
+
+test_looks.__test__ = False  # a function of the package, not a test
+NAMES = {'red': 'Bún chả', 'green': "<script>alert('x')</script>", 'blue': '<b>blue</b> & "co"'}
+
+
+@pytest.fixture(scope='module')
+def untrained(tmp_path_factory):
+    "Three classes of drawn pictures: every tenth under a wrong name, one under two, one of one colour, one cut short."
+    src, draw = tmp_path_factory.mktemp('report') / 'drawn', np.random.default_rng(0)
+    for i in range(120):
+        label = list(NAMES)[i % 3]
+        pixels = draw.integers(0, 130, (9, 12, 3), dtype=np.uint8)
+        pixels[..., i % 3] += 90
+        where = src / (list(NAMES)[(i + 1) % 3] if i % 10 == 9 else label)
+        where.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).resize((96, 72), Image.Resampling.BICUBIC).save(where / f'{i:03}.png')
+    shutil.copy(src / 'red/000.png', src / 'green/shared.png')
+    Image.new('RGB', (64, 64), 'white').save(src / 'blue/white.png')
+    (src / "blue/<i>short'.png").write_bytes((src / 'blue/002.png').read_bytes()[:200])
+    folder = src.with_name('set')
+    add(src, folder, subject='other')
+    (folder / 'classes.csv').write_text(pd.DataFrame(dict(slug=NAMES.keys(), name=NAMES.values(), superclass=['warm', 'cold', 'cold'])).to_csv(index=False), 'utf-8')
+    return ImageDataset(folder)
+
+
+def copy_of(dataset, folder): return ImageDataset(shutil.copytree(dataset.path, folder))
+
+
+@pytest.fixture(scope='module')
+def dataset(untrained, tmp_path_factory):
+    "The same with splits, a stage of each part, and issues."
+    ds = copy_of(untrained, tmp_path_factory.mktemp('trained') / 'set')
+    split(ds, valid=.2, test=.2)
+    train(ds, arch='efficientnet_lite0', size=32, bs=16, epochs=(3, 1))
+    find_issues(ds, stage='raw')
+    return ds
+
+
+@pytest.fixture(scope='module')
+def page(dataset): return report(dataset, 'raw').read_text('utf-8')
+
+
+class Asked(HTMLParser):
+    "What a page would ask for, and which tags it has."
+    def __init__(self, html):
+        super().__init__()
+        self.tags, self.addresses, self.ids = [], [], set()
+        self.feed(html)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.addresses += [v or '' for k, v in attrs if k in ('src', 'href', 'srcset', 'poster', 'action', 'data', 'xlink:href', 'formaction')]
+        self.ids |= {v for k, v in attrs if k == 'id'}
+
+
+def text_of(html): return re.sub(r'\s+', ' ', re.sub(r'<[^>]+>', ' ', html))
+
+
+# ---- what it says
+
+def test_the_numbers_are_those_of_evaluate(dataset, page):
+    m, text = evaluate(dataset, 'raw', 'test'), text_of(page)
+    low, high = m.intervals['accuracy']
+    assert f'{m.accuracy:.1%} of {m.n} test pictures are named right' in text
+    assert f'95 % interval {low:.1%} to {high:.1%}; {m.accuracy/m.chance["majority"]:.1f} times the largest class' in text
+    for name, value in m.scores.items(): assert re.search(rf'{name.replace("_", " ")} +{value:.3f}', text), name
+    for r in m.per_class.itertuples(): assert f'{r.recall:.1%}' in text and f'{r.precision:.1%}' in text
+    cells = re.findall(r'<title>.*?: (\d+) of \d+ \(', page)
+    assert sum(map(int, cells)) == m.n
+
+
+def test_the_plain_model_is_judged_on_the_same_pictures(dataset, page):
+    table, linear = predictions(dataset, 'raw', 'test'), linear_predictions(dataset, 'raw', 'test')
+    assert linear.path.tolist() == table.path.tolist() and linear.label.tolist() == table.label.tolist()
+    assert re.search(rf'Linear model on frozen features +{(linear.label == linear.predicted_label).mean():.1%}', text_of(page))
+
+
+def test_confusions_and_before_and_after_are_those_of_evaluate(dataset, page):
+    top, text = most_confused(evaluate(dataset, 'raw', 'test')).iloc[0], text_of(page)
+    assert f'{top["count"]} of {top.n}' in text and f'{top.rate:.1%}' in text
+    assert compare(dataset, 'raw-1', 'raw', 'test').sentence in text.replace('&lt;', '<')
+
+
+def test_the_first_screen_has_its_order(page):
+    heads = ['are named right', 'The twelve worst pictures', 'Most often confused', 'What became of the files', 'The weakest classes', 'Before and after', 'Confusion matrix',
+             'Learning curves', 'Every class', 'Decisions', 'Run card']
+    places = [page.index(h) for h in heads]
+    assert places == sorted(places)
+    assert 1 <= page.count('<figure') <= 12 and ('label suspect' in page or 'model wrong' in page)
+
+
+def test_the_worst_come_in_the_order_of_their_loss(dataset):
+    table = predictions(dataset, 'raw', 'test')
+    worst = vegc.report.worst_pictures(table, {}, k=3)
+    wrong = table[table.label != table.predicted_label].sort_values('loss', ascending=False)
+    assert worst.path.tolist() == wrong.path.tolist()[:3] and set(worst.kind) == {'model wrong'}
+
+
+def test_looking_at_test_is_counted_and_said(dataset):
+    before = test_looks(dataset)
+    html = report(dataset, 'raw').read_text('utf-8')
+    assert test_looks(dataset) > before
+    assert f'{test_looks(dataset)} times, this page included' in html
+
+
+def test_valid_is_taken_and_named_where_test_is_small(dataset, tmp_path):
+    ds = copy_of(dataset, tmp_path / 'set')
+    test = ds.images[ds.images.split == 'test'].assign(split='none').iloc[:-9]
+    ds.update(test, ['split'])
+    looks, html = test_looks(ds), report(ds, 'raw').read_text('utf-8')
+    assert 'valid pictures are named right' in html and '9 test pictures are too few to say' in html
+    assert test_looks(ds) == looks, 'test was not looked at'
+
+
+def test_corrected_labels_stand_beside_given_ones(dataset, tmp_path):
+    from vegc.clean import clean
+    ds = copy_of(dataset, tmp_path / 'set')
+    one = predictions(ds, 'raw', 'test').query('label != predicted_label').iloc[0]
+    pd.DataFrame([dict(path=one.path, action='relabel', label=one.predicted_label, who='An', why='<i>looks</i> so')]).to_csv(tmp_path / 'd.csv', index=False)
+    clean(ds, decisions=tmp_path / 'd.csv')
+    html = report(ds, 'raw').read_text('utf-8')
+    assert 'On labels as given' in html and 'On corrected labels' in html
+    assert '1 relabel' in html and '&lt;i&gt;looks&lt;/i&gt; so' in html
+
+
+def test_without_features_the_page_says_so(dataset, tmp_path, monkeypatch):
+    ds = copy_of(dataset, tmp_path / 'set')
+    shutil.rmtree(ds.path / 'features')
+    (ds.path / 'predictions/issues.parquet').unlink()
+    def none_here(*a, **k): raise WeightsError('no weights')
+    monkeypatch.setattr(vegc.report, 'cached_features', none_here)
+    html = report(ds, 'raw').read_text('utf-8')
+    assert 'No frozen features at hand' in html and 'Linear model on frozen' not in html
+
+
+def test_groups_of_classes_have_a_figure_and_small_ones_none(page):
+    groups = re.findall(r'<tr><td>(warm|cold)</td><td class="n">(\d+)</td><td class="n">(.*?)</td>', page)
+    assert [g[0] for g in groups] == ['cold', 'warm']
+    for _, n, value in groups: assert (value == 'too few to say') == (int(n) < 10)
+
+
+# ---- before any training
+
+def test_an_untrained_dataset_gets_a_health_report(untrained):
+    html = report(untrained).read_text('utf-8')
+    steps = funnel(untrained)
+    assert f'{steps[-1].count} usable pictures in 3 classes' in html and 'No stage has been trained' in html
+    assert [s.name for s in steps] == ['files', 'distinct', 'fetched', 'decoded', 'kept'] and steps[0].count == 123
+    for before, after in zip(steps, steps[1:], strict=False): assert before.count - sum(after.lost.values()) == after.count
+    assert 'truncated' in html and 'Filed under both' in html and 'under several classes' in html and 'flagged blank' in html
+    assert class_facts(untrained).shared.tolist() == [1, 1, 0]
+
+
+def test_lists_are_counted_as_the_plan_counts_them(tmp_path):
+    from vegc.lists import plan
+    from vegc.dataset import manifest_frame, write_manifest
+    ds = ImageDataset(tmp_path / 'set', subject='other')
+    (ds.path / 'urls').mkdir()
+    (ds.path / 'urls/a.csv').write_text('https://x.example/1\n\n\nhttps://x.example/2\nhttps://x.example/2\nhttps://x.example/3\nhttps://x.example/4')
+    (ds.path / 'urls/b.csv').write_text('https://x.example/1\n')
+    rows = plan(ds.path, max_per_class=4).rows
+    write_manifest(ds.manifest_path, manifest_frame(rows.assign(status='failed', error_message='http_404: gone')))
+    lines, distinct, *rest = funnel(ds)
+    assert (lines.name, lines.count) == ('lines', 8)
+    assert distinct.count == 3 and distinct.lost == {'blank': 2, 'left out by the cap': 1, 'repeats': 2}
+    assert [s.count for s in rest] == [0, 0, 0] and rest[0].lost == {'http_404': 3}
+    html = report(ds).read_text('utf-8')
+    assert '0 usable pictures in 2 classes' in html and 'no model can pass 80.0%' in html
+
+
+def test_an_empty_dataset_is_no_accident(tmp_path):
+    assert '0 usable pictures in 0 classes' in report(ImageDataset(tmp_path / 'set', subject='other')).read_text('utf-8')
+
+
+# ---- what it must not do
+
+def test_nothing_is_asked_of_anybody(page):
+    asked = Asked(page)
+    assert "content=\"default-src 'none'; img-src data:; style-src 'unsafe-inline'\"" in page, 'the browser itself forbids it'
+    assert 'script' not in asked.tags and 'iframe' not in asked.tags and asked.tags.count('img') > 10
+    outside = [a[:60] for a in asked.addresses if not a.startswith(('data:image/jpeg;base64,', '#')) and a != 'data:,']
+    assert outside == [] and not re.search(r'url\(|@import', page)
+    assert {a[1:] for a in asked.addresses if a.startswith('#')} <= asked.ids
+    assert len(page) < 10_000_000
+
+
+def test_names_are_text_and_never_markup(page, untrained):
+    for html in (page, report(untrained).read_text('utf-8')):
+        assert 'Bún chả' in html and '&lt;script&gt;alert(' in html and '&lt;b&gt;blue&lt;/b&gt; &amp; ' in html
+        assert '<script' not in html and '<b>blue' not in html
+        assert "<i>short" not in html
+
+
+def test_people_are_never_shown(dataset, tmp_path):
+    ds = copy_of(dataset, tmp_path / 'set')
+    toml = ds.path / 'dataset.toml'
+    toml.write_text(toml.read_text().replace('"other"', '"people"'))
+    html = report(toml.parent, 'raw', pixels=True).read_text('utf-8')
+    assert 'img' not in Asked(html).tags and 'data:image' not in html
+    assert 'The twelve worst pictures' in html and 'not a fact about anybody' in html
+
+
+def test_no_pixel_is_read_when_none_is_shown(dataset, tmp_path, monkeypatch):
+    def forbidden(*a, **k): raise AssertionError('a picture was opened')
+    monkeypatch.setattr(vegc.report, 'load_rgb', forbidden)
+    html = report(dataset, 'raw', out=tmp_path / 'bare.html', pixels=False).read_text('utf-8')
+    assert 'img' not in Asked(html).tags and 'data:image' not in html and '<figure' in html
+
+
+def test_the_file_stays_small(untrained):
+    thumbs = Thumbnails(untrained.path, budget=20_000)
+    shown = [u for p in untrained.images.path for u in [thumbs(p)] if u]
+    assert 3 < len(shown) < 60 and sum(map(len, shown)) < 25_000
+    names = [f'class {i}' for i in range(54)]
+    assert len(matrix_svg(np.ones((54, 54), int), names)) < 1_000_000
+
+
+def test_a_missing_picture_is_left_out(dataset, tmp_path, monkeypatch):
+    def gone(*a, **k): raise FileNotFoundError
+    monkeypatch.setattr(vegc.report, 'load_rgb', gone)
+    html = report(dataset, 'raw', out=tmp_path / 'bare.html').read_text('utf-8')
+    assert 'The twelve worst pictures' in html and '<figure' in html and '<img' not in html
+
+
+def test_somebody_elses_file_is_refused_and_ours_replaced(untrained, tmp_path):
+    mine = tmp_path / 'page.html'
+    mine.write_text('<html>my thesis</html>')
+    with pytest.raises(UsageError, match='not made by vegc'): report(untrained, out=mine)
+    assert mine.read_text() == '<html>my thesis</html>'
+    with pytest.raises(UsageError, match='is a folder'): report(untrained, out=tmp_path)
+    with pytest.raises(UsageError, match='no stage'): report(untrained, 'nothing')
+    with pytest.raises(UsageError, match='no stage'): report(untrained, before='raw')
+    out = report(untrained, out=tmp_path / 'new/page.html')
+    assert report(untrained, out=out) == out
+    assert report(untrained) == untrained.path / 'report.html'
+
+
+def test_the_newest_stage_is_taken(dataset): assert 'Stage raw<' in report(dataset).read_text('utf-8')
+
+
+# ---- in a browser
+
+CHROMIUM = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))), None)
+
+
+@pytest.fixture(scope='module')
+def browser():
+    "A real browser without a network. Where continuous integration lacks one, that is a failure."
+    if CHROMIUM is None:
+        if os.environ.get('CI'): pytest.fail('no chromium: .ci/run installs it')
+        pytest.skip('no chromium is installed')
+    from playwright.sync_api import sync_playwright
+    with sync_playwright() as p:
+        chromium = p.chromium.launch(executable_path=CHROMIUM, args=['--no-sandbox', '--disable-gpu', '--disable-dev-shm-usage'])
+        yield chromium
+        chromium.close()
+
+
+def opened(browser, path, **options):
+    "Open a file offline: the page, what it asked for besides itself, what the console complained about."
+    context = browser.new_context(offline=True, **options)
+    tab, asked, said = context.new_page(), [], []
+    tab.on('request', lambda r: asked.append(r.url) if not r.url.startswith('data:') else None)
+    tab.on('console', lambda m: said.append(m.text) if m.type in ('error', 'warning') else None)
+    tab.on('pageerror', lambda e: said.append(str(e)))
+    tab.goto(Path(path).resolve().as_uri(), wait_until='load')
+    return tab, asked[1:], said
+
+
+@pytest.mark.parametrize('width', [1280, 390])
+@pytest.mark.parametrize('scheme', ['light', 'dark'])
+def test_it_opens_from_disk_with_the_network_off(browser, dataset, page, width, scheme):
+    tab, asked, said = opened(browser, dataset.path / 'report.html', viewport=dict(width=width, height=900), color_scheme=scheme)
+    assert asked == [] and said == []
+    assert tab.evaluate('document.documentElement.scrollWidth') <= width, 'it scrolls sideways'
+    assert tab.evaluate('[...document.images].every(i => i.naturalWidth > 0)') and tab.locator('img').count() > 10
+    light = tab.evaluate('getComputedStyle(document.body).backgroundColor') == 'rgb(250, 249, 247)'
+    assert light == (scheme == 'light')
+
+
+def test_a_cell_of_the_matrix_leads_to_its_pictures(browser, dataset, page):
+    tab, _, said = opened(browser, dataset.path / 'report.html')
+    link = tab.locator('svg.matrix a').first
+    target = tab.locator('#' + link.get_attribute('href')[1:])
+    assert not target.is_visible()
+    link.click()
+    target.wait_for(state='visible')
+    assert said == []
+
+
+def test_the_health_report_opens_too(browser, untrained):
+    _, asked, said = opened(browser, report(untrained), viewport=dict(width=390, height=800))
+    assert asked == [] and said == []
+
+
+def test_that_check_sees_a_request_and_an_error(browser, tmp_path):
+    (tmp_path / 'bad.html').write_text('<img src="http://example.org/a.png"><script>nothing.here()</script>')
+    _, asked, said = opened(browser, tmp_path / 'bad.html')
+    assert asked == ['http://example.org/a.png'] and any('nothing is not defined' in s for s in said)
