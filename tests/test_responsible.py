@@ -20,6 +20,7 @@ ALLOWED_OUTPUTS: dict[str, str] = {
     'nbs/24_data.ipynb': 'squares of one colour, drawn in the notebook',
     'nbs/51_plots.ipynb': 'charts of made-up numbers',
     'nbs/71_demo.ipynb': "scikit-learn's digits drawn by the program, partly on crops of scikit-learn's sample photographs of a temple and a flower",
+    'nbs/studies/00_walkthrough.ipynb': "scikit-learn's digits drawn by the program, partly on crops of scikit-learn's sample photographs of a temple and a flower",
 }
 
 SUFFIXES = {
