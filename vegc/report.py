@@ -181,7 +181,7 @@ def linear_predictions(
     fit = make_pipeline(StandardScaler(), LogisticRegression(C=.003, max_iter=200)).fit(x[:len(train)].astype(np.float32), train.label)
     return predictions_frame(part, fit.predict_proba(x[len(train):].astype(np.float32)), list(fit.classes_))
 
-# %% ../nbs/53_report.ipynb #e679bf46
+# %% ../nbs/53_report.ipynb #601601f6
 def worst_pictures(
     table: pd.DataFrame,               # as from `predictions`
     second: dict[str, str],            # as from `second_opinion`
@@ -191,7 +191,8 @@ def worst_pictures(
     "The mistakes with the greatest loss; then pictures of other splits in the order of review."
     cols = ['path', 'split', 'label', 'predicted_label', 'probability', 'kind']
     wrong = table[table.label != table.predicted_label].sort_values('loss', ascending=False).head(k)
-    res = wrong.assign(kind=np.where(wrong.path.map(second) == wrong.predicted_label, 'label suspect', 'model wrong'))[cols]
+    kind = ['label suspect' if second.get(p, c) != c else 'model wrong' for p, c in zip(wrong.path, wrong.label, strict=True)]
+    res = wrong.assign(kind=kind)[cols]
     if issues is None or len(res) >= k: return res.reset_index(drop=True)
     more = issues[~issues.path.isin(table.path) & _has(issues, 'label')].head(k - len(res))
     more = more.assign(label=more.given_label, probability=more.confidence, kind=np.where(more.path.isin(second), 'label suspect', 'named otherwise'))[cols]
@@ -515,7 +516,7 @@ def group_accuracy(
         res.append(dict(name=name, n=len(rows), v=hits/len(rows), low=low, high=high))
     return res
 
-# %% ../nbs/53_report.ipynb #be3fd898
+# %% ../nbs/53_report.ipynb #f557d6d7
 def _stage_facts(dataset: ImageDataset, stage: str, before: str | None, thumbs: Thumbnails, issues: pd.DataFrame | None) -> dict:
     "Everything about a trained stage."
     split, why = _split_for(dataset)
@@ -525,7 +526,7 @@ def _stage_facts(dataset: ImageDataset, stage: str, before: str | None, thumbs: 
     worst = worst_pictures(table, second_opinion(issues, linear), issues)
     per = {r['class']: r for r in m.per_class.to_dict('records')}
     judge = 'an out-of-fold model' if issues is not None else 'the linear model' if linear is not None else None
-    note = (f'Given → predicted with its probability, worst first. “Label suspect”: {judge}, which has not seen the picture, is sure of the same other name.' if judge
+    note = (f'Given → predicted with its probability, worst first. “Label suspect”: {judge}, which has not seen the picture, is sure of another name too.' if judge
             else 'Given → predicted with its probability, worst first. What is wrong, label or model, nobody else was asked: run vegc find-issues.')
     extra = dict(classes=[c | dict(m=per.get(c['slug'])) for c in classes.reset_index(names='slug').to_dict('records')], groups=group_accuracy(table, classes.group.to_dict()))
     return dict(m=m, why_split=why, against=_against(table, linear) or sorry, ladder=ladder, worst=_tiles(worst, names, thumbs, besides=split), worst_note=note,
