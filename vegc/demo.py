@@ -488,7 +488,7 @@ def _acquire(res: DemoResult, small: bool, seed: int):
     res.plan = plan(res.folder/'lists').to_dict()
     yield 'plan'
     write_classes(ImageDataset(res.folder/'dataset', subject='characters', name='digits', seed=seed))
-    res.ingest = ingest(res.folder/'lists', res.folder/'dataset', allow_hosts=('127.0.0.1',)).to_dict()
+    res.ingest = ingest(res.folder/'lists', res.folder/'dataset', allow_hosts=('127.0.0.1',), deadline=60.).to_dict()
     yield 'ingest'
 
 def write_classes(

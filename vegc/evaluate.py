@@ -7,7 +7,7 @@ __all__ = ['share_interval', 'confusion_counts', 'resampled', 'class_scores', 's
            'predictions_frame', 'predictions', 'test_looks', 'Metrics', 'metrics_of', 'most_confused', 'evaluate',
            'Comparison', 'paired', 'compare']
 
-# %% ../nbs/50_evaluate.ipynb #e7db8fff
+# %% ../nbs/50_evaluate.ipynb #368532b6
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ from .core import DatasetError, UsageError, disk_full_is_clear, progress, replac
 from .data import items
 from .dataset import ImageDataset, Journal, read_jsonl
 from .features import best_device, pixel_batches
-from .train import check_leaks, load_model
+from .train import StageInfo, check_leaks, load_model, stage_info
 
 # %% ../nbs/50_evaluate.ipynb #dc5a5f1a
 def share_interval(
@@ -114,7 +114,7 @@ def predictions_frame(
     res = res.assign(predicted_label=np.array(classes, object)[p.argmax(1)], probability=p.max(1).astype(float), loss=loss)
     return pd.concat([res, pd.DataFrame(p, columns=[f'p_{c}' for c in classes])], axis=1)
 
-# %% ../nbs/50_evaluate.ipynb #f5948dc6
+# %% ../nbs/50_evaluate.ipynb #c72021d6
 def predictions(
     dataset: ImageDataset,
     stage: str,
@@ -125,25 +125,26 @@ def predictions(
     "The predictions table of a stage on a split. Raises `LeakError` on held-out splits that the stage was trained on, `UsageError`."
     dataset = ImageDataset(dataset)
     if split not in ('train', 'valid', 'test'): raise UsageError(f'split must be train, valid or test, not {split!r}.')
-    model, info = load_model(dataset, stage)
-    rows = items(dataset, labels)
+    info, rows = stage_info(dataset, stage), items(dataset, labels)
     rows = rows[rows.split == split].reset_index(drop=True)
     if split != 'train': check_leaks(info, rows, [split])
     if rows.empty: raise DatasetError(f'{dataset.path} has no picture in the {split} split.')
-    path = dataset.path/'predictions'/f'{stage}-{split}.parquet'
-    key = sha256_hex((info.created + labels + rows.to_csv()).encode())[:16]
-    found = _stored(path, key)
-    if found is not None: return found
-    res = predictions_frame(rows, probabilities(model, [dataset.path/p for p in rows.path], info.size), info.classes)
-    table = pa.Table.from_pandas(res, preserve_index=False)
-    with disk_full_is_clear(path), replacing(path) as tmp: pq.write_table(table.replace_schema_metadata({'vegc': key, **(table.schema.metadata or {})}), tmp)
-    return res
+    p = _passed_once(dataset, info, split).loc[rows.path].to_numpy(np.float32)
+    return predictions_frame(rows, p, info.classes)
 
-def _stored(path: Path, key: str) -> pd.DataFrame | None:
-    "The table on disk, if it is about this stage and these labels."
-    if not path.exists(): return None
-    table = pq.read_table(path)
-    return table.to_pandas() if (table.schema.metadata or {}).get(b'vegc') == key.encode() else None
+def _passed_once(dataset: ImageDataset, info: StageInfo, split: str) -> pd.DataFrame:
+    "Probabilities of all pictures of a split by path, excluded ones too: from disk when the stage has been run over just these, else by running it."
+    rows = items(dataset, 'given')
+    rows = rows[rows.split == split].reset_index(drop=True)
+    path, cols = dataset.path/'predictions'/f'{info.stage}-{split}.parquet', [f'p_{c}' for c in info.classes]
+    key = sha256_hex((info.stage + info.created + rows[['path', 'sha256']].to_csv()).encode())[:16].encode()
+    table = pq.read_table(path) if path.exists() else None
+    if table is not None and (table.schema.metadata or {}).get(b'vegc') == key: return table.to_pandas().set_index('path')[cols]
+    p = probabilities(load_model(dataset, info.stage)[0], [dataset.path/q for q in rows.path], info.size)
+    res = predictions_frame(rows, p, info.classes)
+    table = pa.Table.from_pandas(res, preserve_index=False)
+    with disk_full_is_clear(path), replacing(path) as tmp: pq.write_table(table.replace_schema_metadata({b'vegc': key, **(table.schema.metadata or {})}), tmp)
+    return res.set_index('path')[cols]
 
 # %% ../nbs/50_evaluate.ipynb #5d57e945
 def test_looks(
@@ -305,18 +306,18 @@ class Comparison:
         if self.on_corrected: lines.append(f'On corrected labels: {self.on_corrected.sentence} McNemar p = {self.on_corrected.p_value:.3f}.')
         return '\n'.join(lines)
 
-# %% ../nbs/50_evaluate.ipynb #a921e83b
+# %% ../nbs/50_evaluate.ipynb #dbbceb31
 def paired(
     before: np.ndarray,  # bool [n]: the first stage is right
     after: np.ndarray,   # bool [n]: the second stage is right
-    seed: int=0,
 ) -> dict:               # n, before, after, difference, low, high, p_value, fixed, broken
     "Compare two stages picture by picture."
     d = np.asarray(after, int) - np.asarray(before, int)
     n, fixed, broken = len(d), int((d == 1).sum()), int((d == -1).sum())
-    # drawing pictures again is drawing the counts of fixed, broken and equal ones
-    draws = np.random.default_rng(seed).multinomial(n, [fixed/n, broken/n, 1 - (fixed + broken)/n], 4000)
-    low, high = np.percentile((draws[:, 0] - draws[:, 1])/n, [2.5, 97.5])
+    # half a picture more in each cell (Agresti and Min, 2005): holds its level for few differences too, and for none
+    b, c, m = fixed + .5, broken + .5, n + 2
+    middle, half = (b - c)/m, 1.96*np.sqrt(b + c - (b - c)**2/m)/m
+    low, high = middle - half, middle + half
     p = float(binomtest(fixed, fixed + broken).pvalue) if fixed + broken else 1.
     return dict(n=n, before=float(np.mean(before)), after=float(np.mean(after)), difference=float(d.mean()), low=float(low), high=float(high),
                 p_value=p, fixed=fixed, broken=broken)

@@ -42,7 +42,7 @@ def plot_classes(
         ax.barh(counts.index.astype(str), counts[part], left=left, color=colour, label=part)
         left += counts[part].to_numpy()
     ax.set(xlabel='pictures', title='Pictures by class and split')
-    ax.legend(frameon=False, ncols=4, fontsize='small', loc='lower right')
+    ax.legend(frameon=False, fontsize='small', loc='upper left', bbox_to_anchor=(1, 1))  # beside the bars, not on them
     return ax
 
 # %% ../nbs/51_plots.ipynb #2374f861

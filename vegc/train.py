@@ -91,18 +91,21 @@ def check_leaks(
     if n: raise LeakError(f'Stage {info.stage!r} was trained on {n} of the {len(held)} pictures that are now in {" and ".join(parts)}: '
                           'its accuracy there would be too good. Train anew on these splits, or put the old splits back.')
 
-# %% ../nbs/30_train.ipynb #de53c6c8
+# %% ../nbs/30_train.ipynb #f623fdf1
 def image_learner(
     dls: DataLoaders,                          # as from `dataloaders`
     arch: str='resnet50',                      # a name for `find_arch`
     *,
     weights: str | os.PathLike | None='auto',  # auto: ImageNet; a path; None: random
     smoothing: float=.1,                       # of labels
+    seed: int | None=None,                     # of the head's first weights, batches and dropout; None: the dataset's
     **kw,                                      # for fastai's Learner
 ) -> Learner:                                  # `.info` is its StageInfo
     "A learner with a pretrained body and a new head, body frozen. Raises `UsageError`, `WeightsError`."
-    model = image_model(image_body(arch, weights), len(dls.vocab))
-    return _learner(dls, model, _new_info(dls.source, arch, list(dls.vocab)), smoothing, **kw)
+    info = _new_info(dls.source, arch, list(dls.vocab))
+    info.seed = info.seed if seed is None else seed
+    set_seed(info.seed, reproducible=True)
+    return _learner(dls, image_model(image_body(arch, weights), len(dls.vocab)), info, smoothing, **kw)
 
 def _learner(dls: DataLoaders, model: nn.Module, info: StageInfo, smoothing: float=.1, **kw) -> Learner:
     defaults = dict(loss_func=LabelSmoothingCrossEntropyFlat(eps=smoothing), splitter=param_groups, metrics=[accuracy], **_optimizer(),
@@ -163,14 +166,16 @@ class KeepBest(Callback):
 
 def _copy(model: nn.Module) -> dict[str, torch.Tensor]: return {k: v.detach().clone() for k, v in model.state_dict().items()}
 
-# %% ../nbs/30_train.ipynb #70d5a7b6
+# %% ../nbs/30_train.ipynb #a52166b8
 @contextmanager
 def _fast_forward(model: nn.Module, device: str):
     "Inside the block the model runs channels-last, and in bfloat16 where that helps; its outputs are float32."
-    plain, bf16 = model.forward, bf16_helps(device)
-    def forward(x, *a, **kw):
+    # on a CPU bfloat16 pays without gradients only
+    plain, bf16 = model.forward, {True: device == 'cuda' and bf16_helps(device), False: bf16_helps(device)}
+    def forward(x):
+        x = x.as_subclass(torch.Tensor)  # fastai's image type would send every operation through Python
         x = x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x
-        with torch.autocast(device, torch.bfloat16, enabled=bf16): return plain(x, *a, **kw).float()
+        with torch.autocast(device, torch.bfloat16, enabled=bf16[model.training]): return plain(x).float()
     model.to(memory_format=torch.channels_last)
     model.forward = forward
     try: yield
@@ -340,7 +345,7 @@ def load_stage(
     info.start, info.stage = name, name
     return _learner(dls, model, info)
 
-# %% ../nbs/30_train.ipynb #1fab58d2
+# %% ../nbs/30_train.ipynb #ed34a822
 def train(
     dataset: ImageDataset,
     *,
@@ -364,21 +369,23 @@ def train(
     if start is None: find_arch(arch)
     seed = dataset.config.seed if seed is None else seed
     set_seed(seed, reproducible=True)
-    learn = _started(dataset, arch, size, bs, weights, start, labels, cached)
-    learn.info.seed = seed
+    learn = _started(dataset, arch, size, bs, weights, start, labels, cached, seed)
     learn.info.recipe = _recipe(learn, epochs[0], seed, cached)
     learn = _frozen_part(learn, dataset, stage, epochs[0], cached, overwrite)
     if epochs[1]: fit_body(learn, epochs[1], lr)
     save_stage(learn, stage, overwrite=overwrite)
     return learn
 
-# %% ../nbs/30_train.ipynb #7ee63617
-def _started(dataset, arch, size, bs, weights, start, labels, cached) -> Learner:
+# %% ../nbs/30_train.ipynb #3e0fe719
+def _started(dataset, arch, size, bs, weights, start, labels, cached, seed) -> Learner:
     "A learner from a stage, or from a body whose features then serve the split too."
-    if start is not None: return load_stage(dataset, start, bs=bs, size=size, labels=labels)
+    if start is not None:
+        learn = load_stage(dataset, start, bs=bs, size=size, labels=labels)
+        learn.info.seed = seed
+        return learn
     size = size or 224
     if cached and dataset.images.split.isna().any(): cached_features(dataset, arch, size, body=image_body(arch, weights))
-    return image_learner(dataloaders(dataset, size, bs, labels=labels), arch, weights=weights)
+    return image_learner(dataloaders(dataset, size, bs, labels=labels, seed=seed), arch, weights=weights, seed=seed)
 
 def _recipe(learn: Learner, epochs: int, seed: int, cached: bool) -> str:
     "Names everything that the frozen part's result depends on."
