@@ -143,7 +143,7 @@ def test_answer_stays_outside_the_dataset(done):
         if not path.is_file() or path.suffix in ('.jpg', '.png'): continue
         assert 'answer' not in path.name
         data = path.read_bytes()
-        assert not any(word in data for word in (b'true_label', b'wrong_label', b'off_topic')), path
+        assert not any(word in data for word in (b'true_label', b'wrong_label', b'listed_as')), path
 
 
 def test_numbers_have_intervals_and_unfreezing_does_not_hurt(done):
@@ -159,7 +159,18 @@ def test_trap_is_refused_and_real_splits_stay(done):
     result, _ = done
     assert result.trap['seen'] > .4*result.trap['n'] and 'was trained on' in result.trap['refusal']
     load_stage(result.dataset, 'raw')  # the real splits were not touched
-    assert sorted(p.name for p in result.folder.iterdir()) == ['answer.csv', 'dataset', 'demo.json', 'digits.safetensors', 'lists', 'new-pictures']
+    assert sorted(p.name for p in result.folder.iterdir()) == ['answer.csv', 'dataset', 'decisions.csv', 'demo.json', 'digits.safetensors', 'lists', 'new-pictures',
+                                                                  'report.html']
+
+
+def test_review_finds_what_was_planted_and_deletes_nothing(done):
+    result, _ = done
+    v, images = result.review, list((result.dataset.path/'images').rglob('*.jpg'))
+    assert v['found'] + v['missed'] == v['planted'] and v['found'] + v['false_alarms'] <= v['looked']
+    assert v['found'] > .5*v['planted']  # a quarter of the pictures holds more than half of the mistakes, even here
+    assert len(result.dataset.decisions) == v['decided'] == v['found']
+    assert set(result.dataset.decisions.path) <= {p.relative_to(result.dataset.path).as_posix() for p in images}
+    assert result.comparison['on_corrected']['n'] <= result.comparison['n'] == result.metrics['test']['n']
 
 
 def test_result_is_json(done): json.dumps(done[0].to_dict())
@@ -180,7 +191,7 @@ def test_second_run_goes_on(done, capsys):
     assert note.read_text('utf-8') == before and again.dataset.images.split.tolist() == splits
     assert again.metrics['unfrozen']['accuracy'] == result.metrics['unfrozen']['accuracy']
     out = capsys.readouterr().out
-    for step in ('plan', 'ingest', 'split', 'frozen', 'unfrozen', 'evaluate', 'export', 'predict', 'trap'): assert f'\n{step} ' in out
+    for step in ('plan', 'ingest', 'split', 'frozen', 'unfrozen', 'evaluate', 'issues', 'clean', 'compare', 'report', 'export', 'predict', 'trap'): assert f'\n{step} ' in out
 
 
 def test_second_run_needs_its_port(done):

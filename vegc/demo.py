@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['WIDTH', 'HEIGHT', 'NAMES', 'PHOTO_SHARE', 'SHARES', 'HTML', 'ARCH', 'textured_ground', 'photo_crop', 'draw_digit',
            'digit_picture', 'off_topic_picture', 'jpeg_bytes', 'plant', 'list_bytes', 'write_lists', 'answer_bytes',
-           'DemoServer', 'draw_new', 'reassigned_copy', 'leak_trap', 'DemoResult', 'demo', 'write_classes']
+           'DemoServer', 'draw_new', 'reassigned_copy', 'leak_trap', 'DemoResult', 'demo', 'write_classes',
+           'score_review']
 
 # %% ../nbs/71_demo.ipynb #f76a733f
 import base64
@@ -408,7 +409,7 @@ def leak_trap(
         else: refusal = None
     return dict(n=len(valid), seen=int(seen.sum()), accuracy=float((told.to_numpy() == valid.given_label.to_numpy()).mean()), refusal=refusal)
 
-# %% ../nbs/71_demo.ipynb #aeacade6
+# %% ../nbs/71_demo.ipynb #33278f3d
 ARCH = 'efficientnet_lite0'
 
 @dataclass
@@ -419,6 +420,9 @@ class DemoResult:
     ingest: dict                # as of IngestResult
     split: dict                 # as of SplitCounts
     metrics: dict[str, dict]    # frozen, unfrozen (both on valid), test: as of Metrics
+    review: dict                # as of `score_review`
+    comparison: dict            # as of Comparison: before and after cleaning, on test
+    report: Path | None         # the HTML file
     trap: dict                  # as of `leak_trap`
     predictions: pd.DataFrame   # as of `predict`
     model: Path                 # the exported model
@@ -429,20 +433,23 @@ class DemoResult:
 
     def to_dict(self) -> dict:
         "As `vegc demo --json` prints it."
-        return dict(folder=str(self.folder), plan=self.plan, ingest=self.ingest, split=self.split, metrics=self.metrics, trap=self.trap,
+        return dict(folder=str(self.folder), plan=self.plan, ingest=self.ingest, split=self.split, metrics=self.metrics,
+                    review=self.review, comparison=self.comparison, report=str(self.report), trap=self.trap,
                     predictions=self.predictions.to_dict('records'), model=str(self.model), seconds=round(self.seconds, 1))
 
     def __str__(self) -> str:
         rows = [dict(what=k, pictures=m['n'], accuracy=m['accuracy'], low=m['accuracy_low'], high=m['accuracy_high']) for k, m in self.metrics.items()]
         rows.append(dict(what='the trap', pictures=self.trap['n'], accuracy=self.trap['accuracy'], low=None, high=None))
-        return f'{table_text(rows)}\n\nTook {self.seconds:.1f} s. Everything is in {self.folder}: try `vegc manifest {self.folder}/dataset`, or look at answer.csv.'
+        r = self.review
+        return (f'{table_text(rows)}\n\nScore against the answer sheet: {r["found"]} of {r["planted"]} planted mistakes found, {r["missed"]} missed, '
+                f'{r["false_alarms"]} looks at pictures that were right.\nTook {self.seconds:.1f} s. Everything is in {self.folder}; open {self.report} in a browser.')
 
-# %% ../nbs/71_demo.ipynb #c238b512
+# %% ../nbs/71_demo.ipynb #c517d792
 def _share(m: dict, name: str='accuracy') -> str: return f'{m[name]:.3f} ({m[name + "_low"]:.3f}–{m[name + "_high"]:.3f})'
 
 def _sentences(r: DemoResult) -> dict[str, str]:
     "What happened, step by step; only of the steps that have been done."
-    p, i, s, m, t = r.plan, r.ingest, r.split, r.metrics, r.trap
+    p, i, s, m, v, c, t = r.plan, r.ingest, r.split, r.metrics, r.review, r.comparison, r.trap
     res = {}
     if p: res['plan'] = (f'{p["lists"]} lists, {p["lines"]:,} lines, {p["blank"]} of them blank; {p["distinct"]:,} addresses, {p["shared_across"]} of them in two '
                          f'lists: no model can pass {p["accuracy_ceiling"]:.1%} on these labels')
@@ -454,6 +461,11 @@ def _sentences(r: DemoResult) -> dict[str, str]:
     if 'test' in m: res['evaluate'] = f'accuracy {_share(m["test"])} on {m["test"]["n"]} test pictures, look number {m["test"]["test_looks"]} at them'
     if r.model: res['export'] = f'{r.model.name}, {r.model.stat().st_size/1e6:.0f} MB, no pickle, needs no fastai'
     if r.predictions is not None: res['predict'] = _predicted(r.predictions)
+    if v: res['issues'] = (f'{v["pictures"]:,} pictures ranked; of {v["wrong_labels"]} planted wrong labels {v["first_12"]:.0%} are among the first 12 %, {v["first_25"]:.0%} among '
+                           'the first quarter')
+    if v: res['clean'] = (f'that quarter reviewed by the answer sheet: {v["found"]} planted mistakes found, {v["missed"]} missed, {v["decided"]} decisions, no file deleted')
+    if c: res['compare'] = c['sentence'].rstrip('.') + (f'. On the corrected labels: {c["on_corrected"]["sentence"]}' if c['on_corrected'] else '')
+    if r.report: res['report'] = f'{r.report}, one file of {r.report.stat().st_size/1e6:.1f} MB'
     if t: res['trap'] = (f'splits assigned anew, old weights: accuracy {t["accuracy"]:.3f}, because {t["seen"]} of the {t["n"]} "valid" pictures were trained on. '
                          f'vegc refuses: {t["refusal"]}')
     return res
@@ -464,7 +476,7 @@ def _predicted(table: pd.DataFrame) -> str:
     bad = '; '.join(f'{Path(p).name}: {e.split(":")[0]}' for p, e in zip(table.path, table.error_message, strict=True) if e)
     return f'{right} of {len(good)} new pictures named rightly; {bad}'
 
-# %% ../nbs/71_demo.ipynb #fb36b20f
+# %% ../nbs/71_demo.ipynb #725d255c
 def demo(
     out: str | os.PathLike | None=None,  # the demo's folder; None: vegc-demo in the current one
     *,
@@ -475,10 +487,10 @@ def demo(
     "Run the whole road on pictures of its own. Raises `DatasetError` for a folder of other things, `VegcError` for a port in use."
     out, start = Path('vegc-demo' if out is None else out), time.monotonic()
     note = _open_folder(out, dict(seed=seed, small=small))
-    res = DemoResult(out, {}, {}, {}, {}, {}, None, None, 0.)
+    res = DemoResult(out, {}, {}, {}, {}, {}, {}, None, {}, None, None, 0.)
     print(f'Ten scraped lists, a server on this machine, digits drawn as photographs. Everything goes to {out}.', flush=True)
     with _serve(out, note, port):
-        for step in (_acquire, _divide, _learn, _hand_on, _be_trapped):
+        for step in (_acquire, _divide, _learn, _clean_up, _prove, _hand_on, _be_trapped):
             for name in step(res, small, seed): print(f'\n{name:9} {_sentences(res)[name]}.'.replace('..', '.'), flush=True)
     res.seconds = time.monotonic() - start
     return res
@@ -508,22 +520,68 @@ def _divide(res: DemoResult, small: bool, seed: int):
     res.split = split(res.dataset).to_dict()
     yield 'split'
 
-# %% ../nbs/71_demo.ipynb #6e885e58
+# %% ../nbs/71_demo.ipynb #1b5c2801
+def _recipe(small: bool) -> dict: return dict(arch=ARCH, size=_size(small), bs=32, epochs=(8, 1 if small else 5))
+
 def _learn(res: DemoResult, small: bool, seed: int):
     from vegc.evaluate import evaluate
     from vegc.train import stages, train
-    if 'raw' not in stages(res.dataset): train(res.dataset, arch=ARCH, size=_size(small), bs=32, epochs=(8, 1 if small else 5), stage='raw')
+    if 'raw' not in stages(res.dataset): train(res.dataset, stage='raw', **_recipe(small))
     for name, stage, part in (('frozen', 'raw-1', 'valid'), ('unfrozen', 'raw', 'valid'), ('test', 'raw', 'test')):
-        res.metrics[name] = evaluate(res.dataset, stage, part).to_dict()
+        res.metrics[name] = evaluate(res.dataset, stage, part, labels='given').to_dict()
         yield 'evaluate' if name == 'test' else name
 
+# %% ../nbs/71_demo.ipynb #f28b9f1d
+def score_review(
+    issues: pd.DataFrame,   # as from `find_issues`
+    answer: pd.DataFrame,   # as in answer.csv: url, listed_as, true_label, fault
+    share: float=.25,       # of the order that somebody looks at
+) -> tuple[dict, list[dict]]:  # the score; the decisions of somebody who knows the truth and looks that far
+    "How early a review order shows what was planted."
+    truth = answer.drop_duplicates(['url', 'listed_as']).set_index(['url', 'listed_as'])
+    rows = issues.join(truth[['true_label', 'fault']], on=['url', 'given_label'])
+    wrong, off, n = (rows.fault == 'wrong_label').to_numpy(), (rows.fault == 'off_topic').to_numpy(), len(rows)
+    looked = np.arange(n) < round(share*n)
+    review = rows.issue_types.str.contains('conflict').to_numpy()
+    found = (wrong | off) & looked
+    score = dict(pictures=n, looked=int(looked.sum()), planted=int((wrong | off).sum()), wrong_labels=int(wrong.sum()), found=int(found.sum()),
+                 missed=int(((wrong | off) & ~looked).sum()), false_alarms=int((looked & ~found & ~review).sum()),
+                 first_12=float(wrong[:round(.12*n)].sum()/max(wrong.sum(), 1)), first_25=float(wrong[:round(.25*n)].sum()/max(wrong.sum(), 1)))
+    made = [dict(path=r.path, action='exclude' if r.fault == 'off_topic' else 'relabel', label='' if r.fault == 'off_topic' else r.true_label, who='answer sheet',
+                 why='shows no digit' if r.fault == 'off_topic' else f'shows a {r.true_label}') for r in rows[found].itertuples()]
+    return score | dict(decided=len(made)), made
+
+# %% ../nbs/71_demo.ipynb #287824de
+def _clean_up(res: DemoResult, small: bool, seed: int):
+    from vegc.clean import clean
+    from vegc.issues import find_issues, saved_issues
+    fresh = res.dataset.decisions.empty  # a second run finds its decisions made, and the ranking they were made from
+    issues = find_issues(res.dataset, stage='raw') if fresh else saved_issues(res.dataset)
+    res.review, made = score_review(issues, pd.read_csv(res.folder/'answer.csv'))
+    yield 'issues'
+    if fresh and made:
+        write_atomic(res.folder/'decisions.csv', pd.DataFrame(made).to_csv(index=False))
+        clean(res.dataset, decisions=res.folder/'decisions.csv')
+    yield 'clean'
+
+def _prove(res: DemoResult, small: bool, seed: int):
+    from vegc.evaluate import compare
+    from vegc.report import report
+    from vegc.train import stages, train
+    if 'clean' not in stages(res.dataset): train(res.dataset, stage='clean', **_recipe(small))
+    res.comparison = compare(res.dataset, 'raw', 'clean', 'test').to_dict()
+    yield 'compare'
+    res.report = report(res.dataset, 'clean', out=res.folder/'report.html', before='raw')
+    yield 'report'
+
+# %% ../nbs/71_demo.ipynb #e5fb2662
 def _hand_on(res: DemoResult, small: bool, seed: int):
     from vegc.export import export, predict
-    res.model = export(res.dataset, 'raw', res.folder/'digits.safetensors')
+    res.model = export(res.dataset, 'clean', res.folder/'digits.safetensors')
     yield 'export'
     res.predictions = predict(res.model, draw_new(res.folder/'new-pictures', seed=seed))
     yield 'predict'
 
 def _be_trapped(res: DemoResult, small: bool, seed: int):
-    res.trap = leak_trap(res.dataset, 'raw', res.model, seed=seed + 1)
+    res.trap = leak_trap(res.dataset, 'clean', res.model, seed=seed + 1)
     yield 'trap'
