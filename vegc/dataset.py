@@ -110,7 +110,7 @@ class Journal:
         self.sync()
         self.file.close()
 
-# %% ../nbs/12_dataset.ipynb #6795a1b5
+# %% ../nbs/12_dataset.ipynb #577b7778
 _USER_FILES = {'urls', 'classes.csv', 'dataset.toml', 'optout.txt', 'readme.md', 'license'}
 
 def _create(path: Path, subject: str | None, config: dict) -> DatasetConfig:
@@ -118,7 +118,7 @@ def _create(path: Path, subject: str | None, config: dict) -> DatasetConfig:
     others = [p.name for p in path.iterdir() if not p.name.startswith('.') and p.name.lower() not in _USER_FILES] if path.is_dir() else []
     if others: raise DatasetError(f'{path} is not a dataset and holds other files ({others[0]}, …); choose an empty or new folder.')
     if path.exists() and not path.is_dir(): raise DatasetError(f'{path} is a file; choose a folder.')
-    if subject is None: raise UsageError(f'Say what the pictures in {path} show: subject={"|".join(SUBJECTS)}. It is asked once.')
+    if subject is None: raise UsageError(f'Say what the pictures in {path} show, with subject=… (--subject …): {", ".join(SUBJECTS[:-1])} or {SUBJECTS[-1]}. It is asked once.')
     conf = DatasetConfig(**{'name': path.resolve().name} | config, subject=subject)
     path.mkdir(parents=True, exist_ok=True)
     save_config(path, conf)
