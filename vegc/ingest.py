@@ -125,29 +125,34 @@ def _bases(rows: pd.DataFrame) -> list[dict]:
     cols = [c for c in rows.columns if c in MANIFEST_COLUMNS]
     return [{k: v for k, v in zip(cols, r, strict=True) if not pd.isna(v)} for r in rows[cols].itertuples(index=False, name=None)]
 
-# %% ../nbs/14_ingest.ipynb #9e89b3a6
+# %% ../nbs/14_ingest.ipynb #a58379c4
 class _Work:
     "Deal with answers: decode, store, record."
     def __init__(self, folder: Path, run, bases: list[dict], limits: Limits):
         self.folder, self.run, self.limits = folder, run, limits
         self.wanted, self.rows_done = defaultdict(list), 0
         for b in bases: self.wanted[b['url']].append(b)
-        self.pool = ThreadPoolExecutor(os.cpu_count() or 2, 'vegc-decode')
+        self.pool, self.lock = ThreadPoolExecutor(os.cpu_count() or 2, 'vegc-decode'), threading.Lock()
 
     async def handle(self, got: Fetched) -> None:
         "Record every row that wanted this URL. Raises `DiskFullError`."
         bases = self.wanted.pop(got.url)
         old = {b['key']: self.run.done.get(b['key'], {}) for b in bases}
         bases = [b | {k: old[b['key']][k] for k in ('split', 'duplicate_group') if k in old[b['key']]} for b in bases]
-        for row in await self.rows(got, bases): self.run.add(row)
+        if got.code: self.record([_row(b, got, problem=f'{got.code}: {got.detail}' if got.detail else got.code) for b in bases])
+        else: await asyncio.get_running_loop().run_in_executor(self.pool, self.keep, got, bases)
         self.rows_done += len(bases)
 
-    async def rows(self, got: Fetched, bases: list[dict]) -> list[dict]:
-        if got.code: return [_row(b, got, problem=f'{got.code}: {got.detail}' if got.detail else got.code) for b in bases]
+    def keep(self, got: Fetched, bases: list[dict]) -> None:
+        "Store a picture and record its rows; both in one thread, so that no stop comes between the two."
         labels = list(dict.fromkeys(b['given_label'] for b in bases))
-        try: p, paths = await asyncio.get_running_loop().run_in_executor(self.pool, store, self.folder, labels, got.data, self.limits)
-        except ImageProblem as e: return [_row(b, got, problem=str(e)) for b in bases]
-        return [_row(b, got, p, paths[b['given_label']]) for b in bases]
+        try: p, paths = store(self.folder, labels, got.data, self.limits)
+        except ImageProblem as e: self.record([_row(b, got, problem=str(e)) for b in bases])
+        else: self.record([_row(b, got, p, paths[b['given_label']]) for b in bases])
+
+    def record(self, rows: list[dict]) -> None:
+        with self.lock:
+            for row in rows: self.run.add(row)
 
     def reuse(self) -> int:  # rows served
         "Serve rows whose URL is already there under another label, without a request."
@@ -159,7 +164,7 @@ class _Work:
                 path = f'images/{b["given_label"]}/{path.name}'
                 _put(self.folder/path, (self.folder/good[url]['path']).read_bytes())
                 known = {k: v for k, v in good[url].items() if k not in (*EXTRA_COLUMNS, 'split', 'duplicate_group', 'error_message')}
-                self.run.add(known | b | {'path': path, 'status': 'ok'})
+                self.record([known | b | {'path': path, 'status': 'ok'}])
                 served += 1
         return served
 

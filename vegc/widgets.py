@@ -42,7 +42,7 @@ def _own_order(idxs, labels, dataset) -> pd.DataFrame:
                       confidence=float('nan'), outlier=float('nan'))
     return res[ISSUE_COLUMNS]
 
-# %% ../nbs/42_widgets.ipynb #48c2d531
+# %% ../nbs/42_widgets.ipynb #d1b4cea4
 def thumbnail(
     path,          # a file
     px: int=150,   # long side
@@ -66,7 +66,7 @@ def caption(
     sure = f' {item.confidence:.0%}' if doubt and item.confidence == item.confidence else ''
     why = ', '.join(t for t in str(item.issue_types or '').split(';') if t)
     done = '' if decision is None else f'<b>{esc(decision["action"])} {esc(decision["label"] or "")}</b>'
-    badge = ' <b>[test]</b>' if item.split == 'test' else ''
+    badge = ' <b>[test]</b>' if str(item.split) == 'test' else ''  # no split at all while under review
     lost = '' if readable else '<br><i>cannot be read</i>'
     return f'<div style="line-height:1.25;font-size:12px" title="{esc(item.path)}">{esc(item.given_label)}{doubt}{sure}{badge}<br>{esc(why)}&nbsp;{lost}<br>{done}&nbsp;</div>'
 
