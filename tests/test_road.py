@@ -222,9 +222,8 @@ class Refuse:
             raise ModuleNotFoundError(name)
 sys.meta_path.insert(0, Refuse())
 import json
-from vegc.export import load_model_file
-model = load_model_file({file!r})
-print(json.dumps(model([open(p, 'rb').read() for p in {paths!r}])))
+from vegc.export import predict
+print(json.dumps(predict({file!r}, [open(p, 'rb').read() for p in {paths!r}])))
 '''
 
 

@@ -177,7 +177,7 @@ def expand(
             yield from ((os.path.join(item, p.relative_to(item)), p) for p in sorted(files))
         else: yield str(item), Path(item)
 
-# %% ../nbs/60_export.ipynb #e9516da8
+# %% ../nbs/60_export.ipynb #4815d5f0
 def load_model_file(
     path: str | os.PathLike,
 ) -> Predictor:
@@ -195,9 +195,11 @@ def predict(
     items: Any,                            # paths, folders, bytes, Pillow images, arrays; one or several
     *,
     unsure_below: float | None=None,       # name the label 'unsure' when the confidence is less
-):                                         # DataFrame: path, status, error_message, predicted_label, confidence, p_<class>…
+):                                         # DataFrame: path, status, error_message, predicted_label, confidence, p_<class>…; without pandas a list of dicts
     "Predict pictures into a table, in the order given; what is no picture has status `failed` and a reason. Raises `UsageError`."
-    import pandas as pd
     model = model if isinstance(model, Predictor) else load_model_file(model)
+    rows = model(items, unsure_below)
+    try: import pandas as pd
+    except ModuleNotFoundError: return rows
     cols = ['path', 'status', 'error_message', 'predicted_label', 'confidence', *(f'p_{c}' for c in model.classes)]
-    return pd.DataFrame(model(items, unsure_below), columns=cols)
+    return pd.DataFrame(rows, columns=cols)
