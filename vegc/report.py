@@ -287,7 +287,7 @@ def matrix_svg(
     size = left + side*c + 2
     return Markup('<svg viewBox="0 0 {0:.0f} {0:.0f}" width="{3:.0f}" font-size="{1}" class="matrix" role="img" aria-label="Confusion matrix">{2}</svg>').format(size, font, Markup('').join(out), 1.25*size if c <= 12 else size)
 
-# %% ../nbs/53_report.ipynb #6c3506c4
+# %% ../nbs/53_report.ipynb #cc501c1b
 _STYLE = '''
 :root{color-scheme:light dark;--bg:#faf9f7;--card:#fff;--ink:#1d2126;--mute:#5f6872;--line:#e5e2dc;--track:#edeae4;--blue:#2a66a6;--amber:#8f5b00;--red:#b3323d;--green:#2b7549}
 @media (prefers-color-scheme:dark){:root{--bg:#14161a;--card:#1b1e23;--ink:#e6e8ea;--mute:#9ba4ae;--line:#2c3138;--track:#292d34;--blue:#7cb0ea;--amber:#e2ac55;--red:#f08a91;--green:#7fcb9c}}
@@ -299,7 +299,7 @@ h1{font-size:29px;line-height:1.2;letter-spacing:-.015em;margin:6px 0 8px;font-w
 p{margin:0 0 8px;max-width:96ch}.note,small{color:var(--mute);font-size:13px}.crumb{color:var(--mute);font-size:13px;margin:0}
 section{background:var(--card);border:1px solid var(--line);border-radius:10px;padding:16px 18px 18px;margin:16px 0 0;min-width:0}
 .two{display:grid;grid-template-columns:1fr 1fr;gap:0 16px}.two>table{align-self:start}.hero{display:grid;grid-template-columns:minmax(0,5fr) minmax(0,6fr);gap:28px;align-items:center}
-.wide{overflow-x:auto}table{border-collapse:collapse;width:100%;font-size:14px}th{font-weight:500;color:var(--mute);text-align:left;font-size:12.5px}
+.wide{overflow-x:auto}td small{overflow-wrap:anywhere}table{border-collapse:collapse;width:100%;font-size:14px}th{font-weight:500;color:var(--mute);text-align:left;font-size:12.5px}
 th,td{padding:5px 12px 5px 0;border-bottom:1px solid var(--line);vertical-align:top}tr:last-child td{border-bottom:0}td .bar,td .track{margin-top:6px}.stick th:first-child,.stick td:first-child{position:sticky;left:0;background:var(--card)}.n{text-align:right;white-space:nowrap}th.n{text-align:right}
 .ladder{display:grid;grid-template-columns:auto minmax(90px,1fr) auto;gap:9px 14px;align-items:center;font-size:14px}.ladder .me{font-weight:650}
 .track{display:block;position:relative;height:10px;border-radius:5px;background:var(--track);min-width:70px}.track i,.track b{position:absolute;top:0;bottom:0;border-radius:5px}
