@@ -10,14 +10,16 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+import vegc.evaluate
 import vegc.report
 from vegc.core import UsageError
 from vegc.dataset import ImageDataset
-from vegc.evaluate import compare, evaluate, most_confused, predictions, test_looks
+from vegc.evaluate import compare, evaluate, linear_predictions, predictions, test_looks
 from vegc.ingest import add
 from vegc.issues import find_issues
+from vegc.metrics import most_confused
 from vegc.models import WeightsError
-from vegc.report import Thumbnails, class_facts, funnel, linear_predictions, matrix_svg, report
+from vegc.report import Thumbnails, class_facts, funnel, matrix_svg, report
 from vegc.split import split
 from vegc.train import train
 
@@ -150,7 +152,7 @@ def test_without_features_the_page_says_so(dataset, tmp_path, monkeypatch):
     shutil.rmtree(ds.path / 'features')
     (ds.path / 'predictions/issues.parquet').unlink()
     def none_here(*a, **k): raise WeightsError('no weights')
-    monkeypatch.setattr(vegc.report, 'cached_features', none_here)
+    monkeypatch.setattr(vegc.evaluate, 'cached_features', none_here)
     html = report(ds, 'raw').read_text('utf-8')
     assert 'No frozen features at hand' in html and 'Linear model on frozen' not in html
 

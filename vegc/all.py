@@ -13,20 +13,21 @@ __all__ = ['DatasetError', 'DiskFullError', 'LockedError', 'UsageError', 'VegcEr
            'clean', 'ImageCleaner', 'report', 'export', 'load_model_file', 'Predictor', 'predict', 'plot_classes',
            'plot_samples', 'plot_history', 'plot_lr', 'plot_confusion', 'plot_most_confused', 'plot_per_class', 'demo']
 
-# %% ../nbs/80_all.ipynb #79cf19ab
+# %% ../nbs/80_all.ipynb #e7da4d24
 from .clean import Session, clean
 from .core import DatasetError, DiskFullError, LockedError, UsageError, VegcError, VegcWarning
 from .data import datablock, dataloaders
 from .dataset import ImageDataset
 from .demo import demo
 from .duplicates import exact_pairs, feature_pairs, hash_pairs
-from .evaluate import Comparison, Metrics, compare, evaluate, metrics_of, most_confused, predictions
+from .evaluate import Comparison, compare, evaluate, predictions
 from .export import Predictor, export, load_model_file, predict
 from .features import cached_features
 from .images import load_rgb, phash
 from .ingest import IngestResult, TooManyFailures, ingest
 from .issues import duplicates, find_issues, merge_queues, out_of_fold, outlier_scores, saved_issues
 from .lists import ListPlan, plan, read_list
+from .metrics import Metrics, metrics_of, most_confused
 from .models import WeightsError, image_body, image_model
 from .plots import plot_classes, plot_confusion, plot_history, plot_lr, plot_most_confused, plot_per_class, plot_samples
 from .report import report

@@ -6,7 +6,7 @@
 __all__ = ['BLUE', 'RED', 'GREEN', 'YELLOW', 'GREY', 'plot_classes', 'plot_samples', 'plot_history', 'plot_lr', 'plot_confusion',
            'plot_most_confused', 'plot_per_class']
 
-# %% ../nbs/51_plots.ipynb #9a149a22
+# %% ../nbs/51_plots.ipynb #c6a3afa9
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from .dataset import ImageDataset
-from .evaluate import Metrics, most_confused
+from .metrics import Metrics, most_confused
 from .images import load_rgb
 
 # %% ../nbs/51_plots.ipynb #e0fb3c17

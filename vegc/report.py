@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['Step', 'funnel', 'label_ceiling', 'shared_pairs', 'copy_groups', 'second_opinion', 'class_facts', 'advice',
-           'linear_predictions', 'worst_pictures', 'flagged_pictures', 'Thumbnails', 'curve_svg', 'matrix_svg', 'page',
-           'group_accuracy', 'report']
+           'worst_pictures', 'flagged_pictures', 'Thumbnails', 'curve_svg', 'matrix_svg', 'page', 'group_accuracy',
+           'report']
 
-# %% ../nbs/53_report.ipynb #867afbee
+# %% ../nbs/53_report.ipynb #0d1c08fc
 import base64
 import io
 import os
@@ -23,16 +23,14 @@ from jinja2 import Environment
 from markupsafe import Markup
 
 from .core import UsageError, VegcError, utc_now, write_atomic
-from .data import items
 from .dataset import ImageDataset
 from .duplicates import exact_pairs, group_numbers, hash_pairs, join_pairs
-from .evaluate import Metrics, compare, evaluate, most_confused, paired, predictions, predictions_frame, share_interval, test_looks
-from .features import cached_features, stored_features
+from .evaluate import compare, evaluate, linear_predictions, predictions, test_looks
 from .fetch import tool
 from .images import ImageProblem, load_rgb
 from .issues import saved_issues
 from .lists import accuracy_ceiling, plan, shared_urls
-from .models import WeightsError
+from .metrics import Metrics, most_confused, paired, share_interval
 from .train import overfit_since, stage_info, stages
 
 # %% ../nbs/53_report.ipynb #91b634ae
@@ -159,27 +157,6 @@ def advice(
              (most >= 2 and most >= .5*total, f'{most} of its {total} mistakes are called {say(top)}: compare the two; join them if people cannot tell either.'),
              (n is not None and total and most < .5*total, f'Its mistakes go to {len(wrong)} classes: more varied pictures.')]
     return ' '.join([text for hit, text in rules if hit][:2]) or 'Nothing stands out.'
-
-# %% ../nbs/53_report.ipynb #345111d8
-def linear_predictions(
-    dataset: ImageDataset,
-    stage: str,               # whose body is asked when no features are stored
-    split: str='valid',
-    labels: str='current',    # or given
-) -> pd.DataFrame | None:     # as from `predictions`; None where features cannot be had
-    "Regularised logistic regression on frozen features: trained on train, asked about a split."
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-    rows = items(dataset, labels)
-    train, part = rows[rows.split == 'train'], rows[rows.split == split]
-    paths, info = [*train.path, *part.path], stage_info(dataset, stage)
-    x = stored_features(dataset, paths)
-    try: x = cached_features(dataset, info.arch, info.size, paths=paths) if x is None else x
-    except WeightsError: return None
-    if train.label.nunique() < 2: return None
-    fit = make_pipeline(StandardScaler(), LogisticRegression(C=.003, max_iter=200)).fit(x[:len(train)].astype(np.float32), train.label)
-    return predictions_frame(part, fit.predict_proba(x[len(train):].astype(np.float32)), list(fit.classes_))
 
 # %% ../nbs/53_report.ipynb #601601f6
 def worst_pictures(
@@ -445,7 +422,7 @@ def _against(table: pd.DataFrame, linear: pd.DataFrame | None) -> str:
     if d['low'] > 0: return f'It beats a linear model on frozen features ({points}).'
     return f'It is worse than a linear model on frozen features ({points}).' if d['high'] < 0 else f'No detectable difference from a linear model on frozen features ({points}).'
 
-# %% ../nbs/53_report.ipynb #6d95566a
+# %% ../nbs/53_report.ipynb #37619652
 def _confusion_facts(dataset: ImageDataset, m: Metrics, table: pd.DataFrame, thumbs: Thumbnails, order: list[str]) -> dict:
     "Top confusions, the matrix, and all mistakes class by class."
     names, rank = dataset.names, {c: i for i, c in enumerate(order)}
@@ -456,7 +433,7 @@ def _confusion_facts(dataset: ImageDataset, m: Metrics, table: pd.DataFrame, thu
     cells = {pair: g.path.tolist() for pair, g in wrong.groupby(['label', 'predicted_label'])}
     key = lambda a, b: f'm-{place[a]}-{place[b]}'  # noqa: E731
     top = [dict(a=say(a), b=say(b), count=count, n=n, rate=rate, shared=shared.get(tuple(sorted((a, b))), 0), link=key(a, b),
-                uris=[u for p in cells[a, b][:4] if (u := thumbs(p))]) for a, b, count, n, rate in most_confused(m).head(5).itertuples(index=False)]
+                uris=[u for p in cells[a, b][:4] if (u := thumbs(p))]) for a, b, count, n, rate, *_ in most_confused(m).head(5).itertuples(index=False)]
     mistakes = []
     for a in (m.classes[i] for i in at):
         mine = sorted(((b, p) for (x, b), p in cells.items() if x == a), key=lambda bp: -len(bp[1]))
