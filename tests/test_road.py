@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import ROOT
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from sklearn.datasets import load_digits
@@ -139,34 +139,6 @@ def test_decisions_survive_a_kill(copy):
     assert len(list((copy.path / 'images').rglob('*.png'))) == N  # nothing was deleted
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.lists(st.one_of(st.sampled_from(['undo', 'redo', 'reopen']), st.tuples(st.integers(0, 5), st.sampled_from(['keep', 'exclude', 'relabel']))), max_size=25))
-def test_any_sequence_equals_a_replay_of_the_log(trained, tmp_path_factory, steps):
-    "Decide, undo, redo and reopen in any order: the session's state is what the log alone says."
-    root = tmp_path_factory.mktemp('log')
-    ds = ImageDataset(root, subject='characters')
-    for name in ('manifest.parquet', 'predictions'): (root / name).symlink_to(trained.path / name)
-    session, stack, undone = Session(ds, test=True, who='me'), [], []
-    for step in steps:
-        if step == 'undo':
-            session.undo()
-            if stack: undone.append(stack.pop())
-        elif step == 'redo':
-            session.redo()
-            if undone: stack.append(undone.pop())
-        elif step == 'reopen':
-            session = Session(ds, test=True, who='me')
-            undone = []
-        else:
-            path = session.items.path[step[0]]
-            session.decide(path, step[1], 'digit 1' if step[1] == 'relabel' else '')
-            stack.append((path, step[1]))
-            undone = []
-    want = dict(stack)
-    assert {p: r['action'] for p, r in session.standing().items()} == want
-    assert dict(zip(ds.decisions.path, ds.decisions.action, strict=True)) == want
-
-
 def test_decisions_for_another_dataset_are_refused(copy):
     copy.decisions_path.write_text(json.dumps(dict(dataset='cats', schema=1)) + '\n')
     with pytest.raises(DatasetError, match="belongs to the dataset 'cats'"): Session(copy)
@@ -255,7 +227,8 @@ def test_an_exported_model_is_judged_on_a_folder(trained, tmp_path):
 # Whoever may remove or move a file, and why: everything else that lies in a dataset stays.
 MAY_UNLINK = {
     'core': {'replacing'},         # its own temporary file
-    'dataset': {'run', 'update'},  # the journal, once it is folded into the manifest
+    'dataset': {'run', 'update',   # the journal, once it is folded into the manifest
+                '_remove', '_drop_features'},  # what somebody asked to have removed
     'ingest': {'_fill'},           # temporary files of a killed run
 }
 
