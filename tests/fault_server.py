@@ -30,7 +30,8 @@ def bomb(megabytes):
 
 class FaultServer:
     "Use as a context manager; `url(path)` names a picture, `asked` counts requests by path and query."
-    def __init__(self, delay=0.):
+    def __init__(self, delay=0., robots=None):
+        self.robots, self.robots_asked = robots, 0  # a text, a status, or a function of the request
         self.asked, self.sent, self.agents, self.open_now, self.most_open, self.delay = Counter(), Counter(), set(), 0, 0, delay
         self.ready, self.bodies = threading.Event(), {}
 
@@ -60,6 +61,7 @@ class FaultServer:
 
     async def _answer(self, request):
         raw = request.raw_path
+        if raw == '/robots.txt': return await self._rules(request)
         self.asked[raw] += 1
         self.agents.add(request.headers.get('User-Agent'))
         self.open_now += 1
@@ -70,6 +72,13 @@ class FaultServer:
             fault = getattr(self, 'on_' + name, None)
             return await fault(request) if fault else self.picture(raw)
         finally: self.open_now -= 1
+
+    async def _rules(self, request):
+        self.robots_asked += 1
+        rules = self.robots(request) if callable(self.robots) else self.robots
+        if hasattr(rules, '__await__'): rules = await rules
+        if isinstance(rules, (bytes, str)): return web.Response(body=rules, content_type='text/plain')
+        return rules if isinstance(rules, web.StreamResponse) else web.Response(status=rules or 404)
 
     def picture(self, raw, **kw):
         "A good answer; the picture depends on path and query."
@@ -158,6 +167,6 @@ def closed_port():
 
 def write_lists(folder, **lists):
     "<class>.csv files."
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     for name, urls in lists.items(): (folder/f'{name}.csv').write_text('\n'.join(urls), encoding='utf-8')
     return folder

@@ -165,7 +165,7 @@ def _plan(lists: _Lists, max_per_class: _Cap=None, as_json: _Json=False):
     from vegc.lists import plan
     _show(_work(plan, lists, max_per_class=max_per_class), as_json)
 
-# %% ../nbs/70_cli.ipynb #a86f72ea
+# %% ../nbs/70_cli.ipynb #e32b9929
 @_verb('ingest')
 def _ingest(lists: _Lists, dataset: _Dataset, max_per_class: _Cap=None,
             max_size: Annotated[int | None, _option("Long side of stored pictures, pixels; the dataset's own, 500 for a new one.")]=None,
@@ -181,6 +181,7 @@ def _ingest(lists: _Lists, dataset: _Dataset, max_per_class: _Cap=None,
             min_side: Annotated[int, _option('Shortest side that is kept, pixels.')]=16,
             max_aspect: Annotated[float, _option('Largest ratio of long to short side.')]=8.,
             max_failures: Annotated[float, _option('Share of failures at which the run ends with an error.')]=.6,
+            ignore_robots: Annotated[bool, _option('Fetch what robots.txt closes.', '--ignore-robots')]=False,
             ignore_optout_headers: Annotated[bool, _option('Fetch despite X-Robots-Tag and tdm-reservation.', '--ignore-optout-headers')]=False,
             user_agent: Annotated[str, _option('How to introduce oneself; empty: vegc, its version and your contact.')]='',
             as_json: _Json=False):
@@ -200,7 +201,7 @@ def _add(src: Annotated[Path, typer.Argument(metavar='SOURCE', help='A folder wi
     from vegc.ingest import add
     _show(_work(add, src, dataset, subject=subject, on_conflict=on_conflict), as_json)
 
-# %% ../nbs/70_cli.ipynb #751067c5
+# %% ../nbs/70_cli.ipynb #1c44cf2a
 def _open(
     folder: Path,
 ):                # ImageDataset
@@ -220,6 +221,13 @@ def _manifest(dataset: _Dataset, csv: Annotated[bool, _option('The whole table a
         reason = df.error_message.str.split(':').str[0]
         counts = df.assign(reason=reason).groupby(['status', 'reason', 'split'], dropna=False).size().rename('rows').reset_index()
         _show(counts, as_json)
+
+@_verb('forget')
+def _forget(dataset: _Dataset,
+            what: Annotated[list[str] | None, typer.Argument(metavar='[WHAT]...', help='URLs, hosts, hashes or paths; what optout.txt names if none is given.')]=None,
+            as_json: _Json=False):
+    "Remove pictures for good, with what was derived from them, and keep them out."
+    _show(_work(lambda: _open(dataset).forget(*what or ())), as_json)
 
 @_verb('duplicates')
 def _duplicates(dataset: _Dataset, csv: Annotated[Path, _option('Where to write path_a, path_b, kind, similarity.', '--csv')],
