@@ -7,12 +7,13 @@ __all__ = ['ROBOTS_BYTES', 'ROBOTS_HOPS', 'FetchOptions', 'tool', 'Fetched', 'Fe
            'is_public', 'BlockedAddress', 'CheckedResolver', 'opted_out', 'retry_after', 'Robots', 'parse_robots',
            'read_robots', 'fetch_many', 'robots_survey']
 
-# %% ../nbs/13_fetch.ipynb #2e7de0fe
+# %% ../nbs/13_fetch.ipynb #9da673fa
 import asyncio
 import base64
 import binascii
 import contextlib
 import email.utils
+import functools
 import importlib.metadata
 import ipaddress
 import random
@@ -34,7 +35,7 @@ from yarl import URL
 
 from .core import UsageError, utc_now
 
-# %% ../nbs/13_fetch.ipynb #334c9494
+# %% ../nbs/13_fetch.ipynb #ab48a397
 @dataclass(frozen=True)
 class FetchOptions:
     "How politely and how patiently to fetch. Raises `UsageError` for impossible numbers."
@@ -65,6 +66,7 @@ class FetchOptions:
         "The name that rules for robots know us by."
         return self.user_agent or tool().partition('/')[0]
 
+@functools.cache
 def tool() -> str:  # such as vegc/0.1.0
     "This program and its version, for the user agent and the manifest."
     try: return f'vegc/{importlib.metadata.version("vegc")}'
@@ -89,13 +91,15 @@ class FetchProblem(Exception):
         super().__init__(code, detail)
         self.code, self.detail, self.retry, self.wait = code, detail, retry, wait
 
-# %% ../nbs/13_fetch.ipynb #3900e4c7
+# %% ../nbs/13_fetch.ipynb #34eabeb2
 _ASCII = ''.join(map(chr, range(33, 127)))
+_PLAIN = re.compile(r'https?://[a-z0-9.-]+(:[1-9]\d{0,3})?/[!-"$-~]*')  # nothing to do for most
 
 def check_url(
     url: str,  # as listed, or a redirect's target made absolute
 ) -> URL:      # ready for the wire
     "Encode what HTTP cannot carry and nothing else. Raises `FetchProblem`: bad_url, bad_scheme."
+    if _PLAIN.fullmatch(url): return URL(url, encoded=True)
     scheme = re.match(r'[a-z][a-z0-9+.-]*(?=:)', url, re.I)
     if not scheme: raise FetchProblem('bad_url', 'there is no http:// or https:// in front')
     if scheme[0].lower() not in ('http', 'https'): raise FetchProblem('bad_scheme', f'{scheme[0].lower()}: is not fetched')

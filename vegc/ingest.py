@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PLACEHOLDER_URLS', 'Limits', 'OptedOut', 'store', 'settle', 'IngestResult', 'TooManyFailures', 'ingest', 'add']
 
-# %% ../nbs/14_ingest.ipynb #3e06e605
+# %% ../nbs/14_ingest.ipynb #aad9296d
 import asyncio
 import csv
 import io
@@ -23,13 +23,14 @@ from urllib.request import url2pathname
 import pandas as pd
 from PIL import Image
 
-from .core import DatasetError, UsageError, VegcError, progress, save_config, sha256_hex, table_text, warn, write_atomic
-from .dataset import MANIFEST_COLUMNS, ImageDataset, OptOut
+from .core import (DatasetError, UsageError, VegcError, disk_full_is_clear, progress, replacing, save_config, sha256_hex, table_text,
+                       warn, write_atomic)
+from .dataset import MANIFEST_COLUMNS, ImageDataset, OptOut, read_jsonl
 from .fetch import Fetched, FetchOptions, fetch_many, tool
 from .images import ImageProblem, Prepared, prepare
 from .lists import EXTRA_COLUMNS, ListPlan, check_labels, plan, row_key
 
-# %% ../nbs/14_ingest.ipynb #a4604251
+# %% ../nbs/14_ingest.ipynb #409808de
 @dataclass(frozen=True)
 class Limits:
     "What a picture must be, see `prepare`."
@@ -59,7 +60,20 @@ def store(
     return p, paths
 
 def _put(path: Path, data: bytes) -> None:
-    if not path.exists() or path.stat().st_size != len(data): write_atomic(path, data)
+    "Write a picture that is not there yet, whole or not at all; it reaches the disk with all others, see `_to_disk`."
+    with disk_full_is_clear(path):
+        if path.exists() and path.stat().st_size == len(data): return
+        with replacing(path) as tmp: tmp.write_bytes(data)
+
+# %% ../nbs/14_ingest.ipynb #a2ee62c1
+def _to_disk() -> None:
+    "Wait until all that was written is on the disk, where the system can be asked to."
+    if hasattr(os, 'sync'): os.sync()
+
+def _half_files(dataset: ImageDataset) -> list[Path]:
+    "Files that a run which did not end says it wrote, and whose bytes are not what their names say."
+    paths = {dataset.path/r['path'] for r in read_jsonl(dataset.journal_path) if r.get('path')}
+    return [p for p in sorted(paths) if p.exists() and sha256_hex(p.read_bytes())[:16] != p.stem]
 
 # %% ../nbs/14_ingest.ipynb #804f7747
 def _row(base: dict, got: Fetched, p: Prepared | None=None, path: str='', problem: str='') -> dict:
@@ -275,7 +289,7 @@ def _warn_of_classes(rows: list[dict]) -> None:
     for n, what in ((0, 'no picture at all: every URL or file of theirs failed'), (1, 'a single picture, too few to train and to test on')):
         if named := sorted(c for c, paths in images.items() if len(paths) == n): warn(f'{"Class" if len(named) == 1 else "Classes"} with {what}: {", ".join(named)}.', 5)
 
-# %% ../nbs/14_ingest.ipynb #f5b294b2
+# %% ../nbs/14_ingest.ipynb #5813b856
 def _fill(
     dataset: ImageDataset,
     bases: Callable[[dict], list[dict]],     # from the rows known, the rows wanted
@@ -287,7 +301,9 @@ def _fill(
 ) -> IngestResult:
     "Do what is open, settle, count. Raises `TooManyFailures`, `DiskFullError`, `LockedError`."
     if (gone := dataset.forget()).rows: warn(f'optout.txt: {gone}', 4)
+    doubtful = _half_files(dataset)
     with dataset.run() as run:
+        for half in doubtful: half.unlink()
         rows = bases(run.done)
         todo = [b for b in rows if is_open(run.done.get(b['key']))]
         work = _Work(dataset.path, run, todo, limits, dataset.optout)
@@ -299,6 +315,7 @@ def _fill(
             _drive(work, source, sum(map(len, work.wanted.values())))
         finally:
             work.pool.shutdown(wait=True, cancel_futures=True)
+            if todo: _to_disk()
             _settle_run(run, rows, dataset.config.on_conflict)
         found = [run.done[b['key']] for b in rows]
     dataset.write_labels()
