@@ -15,11 +15,12 @@ import vegc.report
 from vegc.core import UsageError
 from vegc.dataset import ImageDataset
 from vegc.evaluate import compare, evaluate, linear_predictions, predictions, test_looks
+from vegc.health import class_facts, funnel
 from vegc.ingest import add
 from vegc.issues import find_issues
 from vegc.metrics import most_confused
 from vegc.models import WeightsError
-from vegc.report import Thumbnails, class_facts, funnel, matrix_svg, report
+from vegc.report import Thumbnails, matrix_svg, report
 from vegc.split import split
 from vegc.train import train
 

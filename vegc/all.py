@@ -10,32 +10,39 @@ __all__ = ['DatasetError', 'DiskFullError', 'LockedError', 'UsageError', 'VegcEr
            'image_learner', 'fit_head', 'fit_body', 'suggest_lr', 'save_stage', 'load_stage', 'stage_info', 'stages',
            'train', 'predictions', 'evaluate', 'Metrics', 'metrics_of', 'most_confused', 'compare', 'Comparison',
            'find_issues', 'saved_issues', 'duplicates', 'out_of_fold', 'outlier_scores', 'merge_queues', 'Session',
-           'clean', 'ImageCleaner', 'report', 'export', 'load_model_file', 'Predictor', 'predict', 'plot_classes',
-           'plot_samples', 'plot_history', 'plot_lr', 'plot_confusion', 'plot_most_confused', 'plot_per_class', 'demo']
+           'clean', 'ImageCleaner', 'report', 'export', 'load_model_file', 'Predictor', 'predict', 'embeddings',
+           'out_of_fold_predictions', 'accuracy_by_n', 'explain', 'errors_inside', 'class_facts', 'class_factors',
+           'plot_classes', 'plot_samples', 'plot_history', 'plot_lr', 'plot_confusion', 'plot_most_confused',
+           'plot_per_class', 'plot_precision_recall', 'plot_reliability', 'plot_accuracy_by_n', 'plot_confused',
+           'plot_mistakes', 'plot_embedding', 'demo']
 
-# %% ../nbs/80_all.ipynb #e7da4d24
+# %% ../nbs/80_all.ipynb #3a7e508a
 from .clean import Session, clean
 from .core import DatasetError, DiskFullError, LockedError, UsageError, VegcError, VegcWarning
 from .data import datablock, dataloaders
 from .dataset import ImageDataset
 from .demo import demo
 from .duplicates import exact_pairs, feature_pairs, hash_pairs
-from .evaluate import Comparison, compare, evaluate, predictions
+from .evaluate import Comparison, accuracy_by_n, compare, embeddings, evaluate, out_of_fold_predictions, predictions
 from .export import Predictor, export, load_model_file, predict
 from .features import cached_features
+from .health import class_facts
 from .images import load_rgb, phash
 from .ingest import IngestResult, TooManyFailures, ingest
 from .issues import duplicates, find_issues, merge_queues, out_of_fold, outlier_scores, saved_issues
 from .lists import ListPlan, plan, read_list
 from .metrics import Metrics, metrics_of, most_confused
 from .models import WeightsError, image_body, image_model
-from .plots import plot_classes, plot_confusion, plot_history, plot_lr, plot_most_confused, plot_per_class, plot_samples
+from .pictures import plot_confused, plot_embedding, plot_mistakes, plot_samples
+from .plots import (plot_accuracy_by_n, plot_classes, plot_confusion, plot_history, plot_lr, plot_most_confused, plot_per_class, plot_precision_recall,
+                        plot_reliability)
 from .report import report
 from .split import SplitCounts, duplicate_pairs, split, split_counts
 from .train import LeakError, fit_body, fit_head, image_learner, load_stage, save_stage, stage_info, stages, suggest_lr, train
+from .why import class_factors, errors_inside, explain
 from .widgets import ImageCleaner
 
-# %% ../nbs/80_all.ipynb #5c07f769
+# %% ../nbs/80_all.ipynb #80e4d225
 _all_ = [
     'DatasetError', 'DiskFullError', 'LockedError', 'UsageError', 'VegcError', 'VegcWarning', 'LeakError', 'TooManyFailures', 'WeightsError',
     'ImageDataset', 'plan', 'read_list', 'ListPlan', 'ingest', 'IngestResult', 'load_rgb', 'phash',
@@ -44,4 +51,6 @@ _all_ = [
     'save_stage', 'load_stage', 'stage_info', 'stages', 'train', 'predictions', 'evaluate', 'Metrics', 'metrics_of', 'most_confused', 'compare', 'Comparison',
     'find_issues', 'saved_issues', 'duplicates', 'out_of_fold', 'outlier_scores', 'merge_queues', 'Session', 'clean', 'ImageCleaner',
     'report', 'export', 'load_model_file', 'Predictor', 'predict',
-    'plot_classes', 'plot_samples', 'plot_history', 'plot_lr', 'plot_confusion', 'plot_most_confused', 'plot_per_class', 'demo']
+    'embeddings', 'out_of_fold_predictions', 'accuracy_by_n', 'explain', 'errors_inside', 'class_facts', 'class_factors',
+    'plot_classes', 'plot_samples', 'plot_history', 'plot_lr', 'plot_confusion', 'plot_most_confused', 'plot_per_class', 'plot_precision_recall',
+    'plot_reliability', 'plot_accuracy_by_n', 'plot_confused', 'plot_mistakes', 'plot_embedding', 'demo']
