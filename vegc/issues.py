@@ -19,45 +19,67 @@ from .features import cached_features, pixel_batches
 from .split import duplicate_pairs
 from .train import load_model, stage_info, stages
 
-# %% ../nbs/40_issues.ipynb #d0aebcde
+# %% ../nbs/40_issues.ipynb #43246a0d
+def _compact(x: np.ndarray, dims: int=512) -> np.ndarray:
+    "Standardised features in their strongest directions."
+    from sklearn.decomposition import PCA
+    from sklearn.preprocessing import StandardScaler
+    x = StandardScaler().fit_transform(np.asarray(x, np.float32))
+    return x if min(x.shape) <= dims else PCA(dims, iterated_power=2, random_state=0).fit_transform(x)
+
 def out_of_fold(
     x: np.ndarray,         # features [n, d]
-    labels: np.ndarray,    # class numbers [n]
+    labels: np.ndarray,    # class numbers [n]; -1: no label to learn from, only to be predicted
     groups: np.ndarray,    # rows of one group stay in one fold [n]
     *,
     folds: int=5,
-    c: float=.003,         # inverse strength of the regularisation
+    c: float=.007,         # inverse strength of the regularisation
+    looks: int=2,          # 1: every label counts alike; 2: again, with those that the first look suspects counting less
     seed: int=0,
-) -> np.ndarray:           # probabilities [n, classes], each row from a model that saw neither it nor its group
+) -> np.ndarray:           # probabilities [n, classes], each row from models that saw neither it nor its group
     "Out-of-fold class probabilities by regularised logistic regression. Raises `DatasetError` with fewer than two classes."
-    from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import StratifiedGroupKFold
-    from sklearn.preprocessing import StandardScaler
-    if len(np.unique(labels)) < 2: raise DatasetError('One class alone cannot be checked for wrong labels; add another class.')
-    folds = max(2, min(folds, len(np.unique(groups))))
-    x, p = np.asarray(x, np.float32), np.zeros((len(x), labels.max() + 1))
-    splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
-    for train, held in progress(list(splitter.split(x, labels, groups)), desc='folds', unit='fold'):
-        scale = StandardScaler().fit(x[train])
-        fit = LogisticRegression(C=c, max_iter=200).fit(scale.transform(x[train]), labels[train])
-        p[np.ix_(held, fit.classes_)] = fit.predict_proba(scale.transform(x[held]))
+    labels, known = np.asarray(labels), np.flatnonzero(np.asarray(labels) >= 0)
+    if len(np.unique(labels[known])) < 2: raise DatasetError('One class alone cannot be checked for wrong labels; add another class.')
+    x, weight = _compact(x), np.ones(len(x))
+    splitter = StratifiedGroupKFold(max(2, min(folds, len(np.unique(groups[known])))), shuffle=True, random_state=seed)
+    parts = [(known[a], known[b]) for a, b in splitter.split(x[known], labels[known], groups[known])]
+    with progress(total=looks*len(parts), desc='folds', unit='fold') as bar:
+        for _ in range(looks):
+            p = _folds(x, labels, parts, weight, c, bar)
+            weight = np.clip(p[np.arange(len(x)), labels]/.2, .05, 1)
     return p
 
-# %% ../nbs/40_issues.ipynb #de7c8a60
+def _folds(x: np.ndarray, labels: np.ndarray, parts: list, weight: np.ndarray, c: float, bar) -> np.ndarray:
+    "One look: each fold by a model of the others; what has no label by the mean of all models."
+    from sklearn.linear_model import LogisticRegression
+    p, loose = np.zeros((len(x), labels.max() + 1)), np.flatnonzero(labels < 0)
+    for train, held in parts:
+        fit = LogisticRegression(C=c, max_iter=200).fit(x[train], labels[train], sample_weight=weight[train])
+        p[np.ix_(held, fit.classes_)] = fit.predict_proba(x[held])
+        if len(loose): p[np.ix_(loose, fit.classes_)] += fit.predict_proba(x[loose])/len(parts)
+        bar.update(1)
+    return p
+
+# %% ../nbs/40_issues.ipynb #c9006d82
 def outlier_scores(
-    x: np.ndarray,   # features [n, d]
-    k: int=10,       # nearest neighbours
-) -> np.ndarray:     # [n], 0: has near neighbours, towards 1: alone
-    "Mean cosine distance to the k nearest others."
+    x: np.ndarray,    # features [n, d]
+    dims: int=64,     # main directions, at most one for twenty pictures
+    trim: float=.05,  # share of pictures, the farthest, that the second fit leaves out
+) -> np.ndarray:      # [n], a half is usual, towards 1: far from everything
+    "How far each picture lies from the bulk of all: robust Mahalanobis distance under probabilistic PCA (Tipping & Bishop 1999), m/(m + 2)."
+    from sklearn.decomposition import PCA
     x = np.asarray(x, np.float32)
     x = x/np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-6)
-    k, res = min(k, len(x) - 1), np.zeros(len(x))
-    if k < 1: return res
-    for i in range(0, len(x), 2048):
-        cos = x[i:i + 2048] @ x.T
-        cos[np.arange(len(cos)), np.arange(i, i + len(cos))] = -np.inf
-        res[i:i + 2048] = 1 - np.partition(cos, -k, axis=1)[:, -k:].mean(1)
-    return np.clip(res, 0, 1)
+    dims, bulk = min(dims, len(x)//20, x.shape[1] - 1), np.ones(len(x), bool)
+    if dims < 1: return np.full(len(x), .5)
+    for d in (max(1, dims//4), dims):  # a clump of junk stands out along few directions, single pieces along many
+        pca = PCA(d, random_state=0).fit(x[bulk])
+        z = pca.transform(x)
+        rest = np.maximum(((x - pca.mean_)**2).sum(1) - (z**2).sum(1), 0)
+        far = (z**2/np.maximum(pca.explained_variance_, 1e-12)).mean(1) + rest/max(rest[bulk].mean(), 1e-12)  # each part is 1 on average
+        bulk = far <= np.quantile(far, 1 - trim)
+    return far/(far + 2)
 
 # %% ../nbs/40_issues.ipynb #ba40331f
 def pixel_facts(
@@ -133,7 +155,7 @@ def saved_issues(
     res.attrs['dataset'] = str(dataset.path)  # so that a cleaner can be opened on the table alone
     return res
 
-# %% ../nbs/40_issues.ipynb #3dd1278c
+# %% ../nbs/40_issues.ipynb #6210f51a
 def _features(dataset: ImageDataset, rows: pd.DataFrame, stage: str | None) -> np.ndarray:
     "Features of a body that was not trained on these labels: that of the stage's frozen part, or the offline one."
     if stage is None: return cached_features(dataset, 'efficientnet_lite0', 160, paths=rows.path)
@@ -143,26 +165,18 @@ def _features(dataset: ImageDataset, rows: pd.DataFrame, stage: str | None) -> n
     return cached_features(dataset, info.arch, info.size, paths=rows.path, body=load_model(dataset, first)[0][0])
 
 def _probabilities(x: np.ndarray, rows: pd.DataFrame, settled: np.ndarray, classes: list[str]) -> np.ndarray:
-    "Out-of-fold probabilities of settled rows; the rows under review get those of a model of all the others."
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.preprocessing import StandardScaler
-    y = rows.label.map({c: i for i, c in enumerate(classes)})
-    groups = pd.factorize(rows.duplicate_group.fillna(rows.sha256))[0]
-    res = np.zeros((len(rows), len(classes)))
-    res[settled] = out_of_fold(x[settled], y[settled].to_numpy(int), groups[settled])
-    if not settled.all():
-        scale = StandardScaler().fit(x[settled].astype(np.float32))
-        fit = LogisticRegression(C=.003, max_iter=200).fit(scale.transform(x[settled].astype(np.float32)), y[settled].to_numpy(int))
-        res[~settled] = fit.predict_proba(scale.transform(x[~settled].astype(np.float32)))
-    return res
+    "Out-of-fold probabilities; rows under review have no label yet and are judged by the models of all others."
+    y = np.where(settled, rows.label.map({c: i for i, c in enumerate(classes)}).fillna(-1), -1).astype(int)
+    return out_of_fold(x, y, pd.factorize(rows.duplicate_group.fillna(rows.sha256))[0])
 
-# %% ../nbs/40_issues.ipynb #53d9f344
+# %% ../nbs/40_issues.ipynb #0b006057
 def _issue_table(dataset: ImageDataset, rows: pd.DataFrame, x: np.ndarray, p: np.ndarray, classes: list[str]) -> pd.DataFrame:
     n, number = len(rows), {c: i for i, c in enumerate(classes)}
     mine = np.array([p[i, number[c]] if c in number else 0. for i, c in enumerate(rows.label)])
     best, outlier = p.argmax(1), outlier_scores(x)
-    spread = 1.4826*np.median(np.abs(outlier - np.median(outlier)))
-    far = outlier > np.median(outlier) + 3*max(spread, 1e-6)
+    distance = outlier/(1 - outlier)  # undoes m/(m + 2), but for a factor
+    spread = 1.4826*np.median(np.abs(distance - np.median(distance)))
+    far = distance > np.median(distance) + 4*max(spread, 1e-6)
     copies = _copies(dataset, rows)
     pixels = pixel_issues(rows, pixel_facts([dataset.path/q for q in rows.path]))
     review, suspect = (rows.status == 'review').to_numpy(bool), p.max(1) > np.maximum(mine, 1e-12)
