@@ -99,15 +99,25 @@ def test_every_import_of_the_package_is_required(settings):
     assert missing == set()
 
 
+# What the package holds besides modules, and what for.
+DATA_FILES = {
+    'vegc/cleaner.js': 'the grid of ImageCleaner',
+    'vegc/cleaner.css': 'its looks',
+}
+
+
 def test_sdist_holds_what_a_build_needs(built):
     with tarfile.open(built[1]) as tar: names = {n.partition('/')[2] for n in tar.getnames()}
+    assert DATA_FILES.keys() <= names
     assert {'settings.ini', 'setup.py', 'pyproject.toml', 'LICENSE', 'README.md', 'vegc/__init__.py', 'vegc/core.py'} <= names
 
 
 def test_wheel_holds_the_modules_and_nothing_else(built):
     with zipfile.ZipFile(built[0]) as wheel: names = set(wheel.namelist())
     info = next(n.split('/')[0] for n in names if '.dist-info/' in n)
-    assert {n for n in names if not n.startswith(info)} == {f'vegc/{p.name}' for p in (ROOT / 'vegc').glob('*.py')}
+    assert {n for n in names if not n.startswith(info)} == {f'vegc/{p.name}' for p in (ROOT / 'vegc').glob('*.py')} | DATA_FILES.keys()
+    others = {f'vegc/{p.name}' for p in (ROOT / 'vegc').iterdir() if p.is_file() and p.suffix != '.py'}
+    assert others == DATA_FILES.keys(), 'a file that is not on the list, or on the list and not there'
     assert f'{info}/licenses/LICENSE' in names
 
 
