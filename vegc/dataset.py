@@ -186,7 +186,7 @@ def failures(self: ImageDataset) -> pd.DataFrame:  # reason, count, example
     res = bad.groupby(code).agg(count=('url', 'size'), example=('url', 'first')).reset_index()
     return res.sort_values(['count', 'reason'], ascending=[False, True], ignore_index=True)
 
-# %% ../nbs/12_dataset.ipynb #683300ca
+# %% ../nbs/12_dataset.ipynb #784a3705
 def _per_file(df: pd.DataFrame) -> pd.DataFrame:
     "One row per stored file, sorted, with the URL's host."
     from urllib.parse import urlsplit
@@ -204,7 +204,8 @@ def classes(self: ImageDataset) -> pd.DataFrame:
     except (UnicodeDecodeError, pd.errors.ParserError) as e: raise DatasetError(f'{path} is not a UTF-8 CSV: {e}') from e
     if 'slug' not in table: raise DatasetError(f'{path} needs a column `slug` with the names of the lists or folders.')
     if 'name' not in table: table['name'] = table.slug
-    missing = [s for s in dict.fromkeys(self.df.given_label.dropna()) if s not in set(table.slug)]
+    targets = table.merge_into.dropna() if 'merge_into' in table else []
+    missing = [s for s in dict.fromkeys([*self.df.given_label.dropna(), *targets]) if s not in set(table.slug)]
     res = pd.concat([table, pd.DataFrame(dict(slug=missing, name=missing), dtype='string')], ignore_index=True)
     return res.assign(name=res.name.fillna(res.slug))
 
@@ -212,6 +213,28 @@ def classes(self: ImageDataset) -> pd.DataFrame:
 def names(self: ImageDataset) -> dict[str, str]:
     "Slug to the name that people read."
     return dict(zip(self.classes.slug, self.classes.name, strict=True))
+
+# %% ../nbs/12_dataset.ipynb #131d31f4
+def _class_map(table: pd.DataFrame) -> dict[str, str | None]:  # only classes that go elsewhere; None: dropped
+    "Where the classes of a class table end up. Raises `DatasetError` for a circle."
+    into = dict(table.dropna(subset='merge_into')[['slug', 'merge_into']].to_numpy()) if 'merge_into' in table else {}
+    dropped = set(table.slug[table['drop'].fillna('').str.strip().str.lower().isin(['yes', 'true', '1', 'x'])]) if 'drop' in table else set()
+    res = {}
+    for slug in [*into, *dropped]:
+        seen = [slug]
+        while seen[-1] in into and seen[-1] not in dropped:
+            if into[seen[-1]] in seen: raise DatasetError(f'classes.csv merges in a circle: {" → ".join([*seen, into[seen[-1]]])}. Leave `merge_into` of one of them empty.')
+            seen.append(into[seen[-1]])
+        res[slug] = None if seen[-1] in dropped else seen[-1]
+    return res
+
+@patch
+def current_class(self: ImageDataset,
+    labels: pd.Series,   # classes as given or decided
+) -> pd.Series:          # classes after merging and renaming; empty where the class is dropped
+    "What `classes.csv` makes of labels today. Raises `DatasetError`."
+    where = _class_map(self.classes) if (self.path/'classes.csv').exists() else {}
+    return labels.map(lambda c: where.get(c, c)).astype('string') if where else labels
 
 # %% ../nbs/12_dataset.ipynb #90bd712e
 ACTIONS = ('keep', 'exclude', 'relabel')
@@ -241,18 +264,19 @@ def labels(self: ImageDataset) -> pd.DataFrame:
     res = res[res.status == 'ok'][['path', 'label', 'split']].reset_index(drop=True)
     return res.assign(is_valid=(res.split == 'valid').fillna(False).astype(bool))
 
-# %% ../nbs/12_dataset.ipynb #941a2aff
+# %% ../nbs/12_dataset.ipynb #81d9aa90
 @patch
 def stored(self: ImageDataset,
     *,
-    excluded: bool=False,  # those that a decision excludes too
+    excluded: bool=False,  # those that a decision excludes, or whose class was dropped, too
 ) -> pd.DataFrame:         # as `images`, with the current label; status review where nobody has decided yet
     "What a person may look at: pictures in use and those held for review."
     df, dec = self.df, self.decisions.set_index('path')
     res = _per_file(df[df.status.isin(['ok', 'review']) & df.path.notna()])
-    res['label'] = res.path.map(dec[dec.action == 'relabel'].label).astype('string').fillna(res.given_label)
+    res['label'] = self.current_class(res.path.map(dec[dec.action == 'relabel'].label).astype('string').fillna(res.given_label))
     res.loc[res.path.isin(dec.index), 'status'] = 'ok'  # a decision ends the review
-    return res if excluded else res[~res.path.isin(dec.index[dec.action == 'exclude'])].reset_index(drop=True)
+    out = res.path.isin(dec.index[dec.action == 'exclude']) | res.label.isna()
+    return res.assign(label=res.label.fillna(res.given_label)) if excluded else res[~out].reset_index(drop=True)
 
 @patch(as_prop=True)
 def vocab(self: ImageDataset) -> list[str]:
