@@ -26,7 +26,7 @@ from vegc.core import UsageError, VegcError, VegcWarning
 
 # Each verb that is one function: the function, verb parameters that are not keywords of it, keywords that are not flags.
 FUNCTIONS = {
-    'plan': ('vegc.lists:plan', {'as_json'}, set()),
+    'plan': ('vegc.lists:plan', {'as_json', 'robots', 'allow_hosts'}, set()),
     'ingest': ('vegc.ingest:ingest', {'as_json'}, set()),
     'add': ('vegc.ingest:add', {'as_json'}, set()),
     'split': ('vegc.split:split', {'as_json'}, set()),

@@ -158,19 +158,39 @@ _Conflict = Annotated[str | None, _option("One picture under several labels: rev
 _Labels = Annotated[str, _option('current, or given for those without decisions.')]
 _Cap = Annotated[int | None, _option('At most so many URLs of a class; blank lines are not counted.')]
 
-# %% ../nbs/70_cli.ipynb #688097b8
+# %% ../nbs/70_cli.ipynb #fb11109c
 @_verb('plan')
-def _plan(lists: _Lists, max_per_class: _Cap=None, as_json: _Json=False):
-    "Say what URL lists hold; downloads nothing."
+def _plan(lists: _Lists, max_per_class: _Cap=None,
+          robots: Annotated[bool, _option('Also ask every host for its robots.txt, and say what share it closes.', '--robots')]=False,
+          allow_hosts: Annotated[str, _option('With --robots: hosts that may have a private or loopback address, commas between.')]='',
+          as_json: _Json=False):
+    "Say what URL lists hold; downloads no picture."
     from vegc.lists import plan
-    _show(_work(plan, lists, max_per_class=max_per_class), as_json)
+    p = _work(plan, lists, max_per_class=max_per_class)
+    hosts = _closed(p, allow_hosts) if robots else None
+    if as_json: _show(p.to_dict() | (dict(robots=hosts) if robots else {}), as_json)
+    else: print(p if hosts is None else f'{p}\n\n{_robots_text(hosts)}')
 
-# %% ../nbs/70_cli.ipynb #e32b9929
+def _closed(p, allow_hosts: str) -> dict:
+    "What robots.txt closes: hosts, urls, closed, share, by_host."
+    from vegc.ingest import ask_robots
+    table = _work(ask_robots, p, allow_hosts=allow_hosts)
+    urls, closed = int(table.urls.sum()), int(table.closed.sum())
+    return dict(hosts=len(table), urls=urls, closed=closed, share=round(closed/max(1, urls), 6), by_host=_rows(table))
+
+def _robots_text(r: dict) -> str:
+    head = f'robots.txt of {r["hosts"]} hosts closes {r["closed"]:,} of {r["urls"]:,} URLs ({r["share"]:.1%}).'
+    if not r['closed']: return head
+    then = 'An ingest skips them as opted_out (failed, where a host cannot be reached); --ignore-robots fetches them all the same.'
+    return f'{head} {then}\n{table_text([h for h in r["by_host"] if h["closed"]][:20])}'
+
+# %% ../nbs/70_cli.ipynb #5a0bcdba
 @_verb('ingest')
 def _ingest(lists: _Lists, dataset: _Dataset, max_per_class: _Cap=None,
             max_size: Annotated[int | None, _option("Long side of stored pictures, pixels; the dataset's own, 500 for a new one.")]=None,
             subject: _Subject=None, on_conflict: _Conflict=None,
             allow_hosts: Annotated[str, _option('Hosts that may have a private or loopback address, commas between.')]='',
+            allow_files: Annotated[bool, _option('Read file: addresses too.', '--allow-files')]=False,
             retry_failed: Annotated[bool, _option('Try again what failed before.', '--retry-failed')]=False,
             max_bytes: Annotated[int, _option('Largest body, bytes after decompression.')]=10_000_000,
             deadline: Annotated[float, _option('Seconds for a request in all.')]=15.,
@@ -195,11 +215,19 @@ def _ingest(lists: _Lists, dataset: _Dataset, max_per_class: _Cap=None,
     _show(result, as_json)
 
 @_verb('add')
-def _add(src: Annotated[Path, typer.Argument(metavar='SOURCE', help='A folder with a folder of pictures for each class, or a CSV of paths and labels.')],
-         dataset: _Dataset, subject: _Subject=None, on_conflict: _Conflict=None, as_json: _Json=False):
+def _add(src: Annotated[Path, typer.Argument(metavar='SOURCE', help='A folder with a folder of pictures for each class, a CSV of path or url and label, or an .npz of arrays.')],
+         dataset: _Dataset, subject: _Subject=None, on_conflict: _Conflict=None,
+         images: Annotated[str, _option('Of an .npz: the array of pictures; the only one if not given.')]='',
+         labels: Annotated[str, _option('Of an .npz: the array of labels, another .npz, or FILE.npz:NAME; the only one if not given.')]='',
+         class_map: Annotated[Path | None, _option('A CSV of number and name for the labels of an .npz.')]=None,
+         split: Annotated[str | None, _option('train, valid or test for what says nothing itself; of an .npz also an array of these words.')]=None,
+         min_side: Annotated[int, _option('Shortest side that is kept, pixels.')]=16,
+         allow_hosts: Annotated[str, _option('For a CSV of URLs: hosts that may have a private or loopback address, commas between.')]='',
+         as_json: _Json=False):
     "Take pictures that are on disk already into a dataset."
+    keywords = {k: v for k, v in locals().items() if k not in ('src', 'dataset', 'as_json')}
     from vegc.ingest import add
-    _show(_work(add, src, dataset, subject=subject, on_conflict=on_conflict), as_json)
+    _show(_work(add, src, dataset, **keywords), as_json)
 
 # %% ../nbs/70_cli.ipynb #1c44cf2a
 def _open(

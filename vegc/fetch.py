@@ -7,7 +7,7 @@ __all__ = ['ROBOTS_BYTES', 'ROBOTS_HOPS', 'FetchOptions', 'tool', 'Fetched', 'Fe
            'is_public', 'BlockedAddress', 'CheckedResolver', 'opted_out', 'retry_after', 'Robots', 'parse_robots',
            'read_robots', 'fetch_many', 'robots_survey']
 
-# %% ../nbs/13_fetch.ipynb #9da673fa
+# %% ../nbs/13_fetch.ipynb #c2056d14
 import asyncio
 import base64
 import binascii
@@ -26,6 +26,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 from urllib.parse import quote, unquote_to_bytes, urljoin, urlsplit, urlunsplit
+from urllib.request import url2pathname
 
 import aiohttp
 from aiohttp.abc import AbstractResolver
@@ -35,7 +36,7 @@ from yarl import URL
 
 from .core import UsageError, utc_now
 
-# %% ../nbs/13_fetch.ipynb #ab48a397
+# %% ../nbs/13_fetch.ipynb #4de2f9b4
 @dataclass(frozen=True)
 class FetchOptions:
     "How politely and how patiently to fetch. Raises `UsageError` for impossible numbers."
@@ -46,6 +47,7 @@ class FetchOptions:
     concurrency: int = 64        # requests at a time in all
     max_wait: float = 60.        # the longest Retry-After that is waited for, seconds
     max_redirects: int = 10
+    allow_files: bool = False    # read file: URLs of a list; never where a redirect leads to one
     allow_hosts: tuple[str, ...] = ()    # hosts, as written in URLs, that may have a private or loopback address
     ignore_robots: bool = False  # fetch what robots.txt closes
     ignore_optout_headers: bool = False  # fetch despite X-Robots-Tag and tdm-reservation
@@ -226,15 +228,25 @@ def retry_after(
     when = email.utils.parsedate_tz(value)
     return max(0., email.utils.mktime_tz(when) - time.time()) if when else None
 
-# %% ../nbs/13_fetch.ipynb #e307d817
+# %% ../nbs/13_fetch.ipynb #9f2fc5db
 def _target(url: str) -> URL | None:
     "Where to ask for a URL; None for those that need no request or cannot have one."
     if url[:5].lower() == 'data:': return None
     try: return check_url(url)
     except FetchProblem: return None
 
+def _read_file(url: str, max_bytes: int) -> bytes:
+    "The bytes of a `file:` URL. Raises `FetchProblem`: no_file, too_large."
+    path = url2pathname(urlsplit(url).path)
+    try:
+        with open(path, 'rb') as f: data = f.read(max_bytes + 1)
+    except OSError as e: raise FetchProblem('no_file', f'{path}: {e.strerror}') from None
+    if len(data) > max_bytes: raise FetchProblem('too_large', f'more than {max_bytes:,} bytes')
+    return data
+
 def _without_request(url: str, opts: FetchOptions) -> tuple[bytes, str]:
-    "The bytes of a `data:` URI, or the reason why a URL has no target. Raises `FetchProblem`."
+    "The bytes of a `data:` URI or an allowed `file:`, or the reason why a URL has no target. Raises `FetchProblem`."
+    if url[:5].lower() == 'file:' and opts.allow_files: return _read_file(url, opts.max_bytes), ''
     if url[:5].lower() != 'data:': check_url(url)
     return read_data_uri(url, opts.max_bytes)
 
