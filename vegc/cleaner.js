@@ -58,7 +58,7 @@ class Cleaner {
   build(el) {
     const button = (text, key, act, title) => h('button', { type: 'button', title: key ? `${title || text} (${key})` : title, onclick: act },
       text, key ? h('kbd', { 'aria-hidden': 'true' }, key) : null);
-    const select = (name, label) => h('label', {}, label, (this.box[name] = h('select', { onchange: () => this.filter() })));
+    const select = (name, label) => h('label', {}, label, (this.box[name] = h('select', { 'aria-label': label, onchange: () => this.filter() })));
     this.box = {};
     this.say = h('div', { class: 'say', role: 'status', 'aria-live': 'polite' });
     this.counter = h('span', { class: 'counter' });

@@ -1,0 +1,226 @@
+"""The cleaner where people use it: JupyterLab in a real browser, on a thousand thumbnails."""
+import json
+import os
+import signal
+
+import numpy as np
+import pandas as pd
+import pytest
+from lab import Notebook, chromium, jupyterlab
+from PIL import Image, ImageDraw
+
+from vegc.dataset import ImageDataset, manifest_frame, write_manifest
+
+LABELS = ["hrê d'or", 'a, "b" <i>', 'Ωβ ゐ']
+N = 1000
+
+
+@pytest.fixture(scope='module')
+def lab(tmp_path_factory):
+    "One server and one browser for the module: browser, address, folder."
+    folder = tmp_path_factory.mktemp('lab')
+    with jupyterlab(folder) as url, chromium() as browser: yield browser, url, folder
+
+
+@pytest.fixture(scope='module')
+def drawn(tmp_path_factory):
+    "A thousand drawn pictures, one of them gone and one damaged; worst first is the order of their numbers."
+    ds, rows = ImageDataset(tmp_path_factory.mktemp('drawn') / 'ds', subject='objects'), []
+    colours = np.random.default_rng(0).integers(0, 255, (N, 2, 3))
+    for i in range(N):
+        im = Image.new('RGB', (64, 48), tuple(map(int, colours[i, 0])))
+        ImageDraw.Draw(im).ellipse((8 + i % 20, 8, 40 + i % 20, 40), fill=tuple(map(int, colours[i, 1])))
+        path = f'images/{LABELS[i % 3]}/{i:05}.jpg'
+        (ds.path / path).parent.mkdir(parents=True, exist_ok=True)
+        im.save(ds.path / path)
+        rows.append(dict(key=str(i), url=f'u{i}', given_label=LABELS[i % 3], status='ok', path=path, sha256=str(i), width=64 + i % 7, height=48,
+                         split='test' if i % 10 == 9 else 'train', duplicate_group='twins' if i in (20, 21, 23) else None))
+    (ds.path / rows[5]['path']).write_bytes(b'no picture')
+    (ds.path / rows[7]['path']).unlink()
+    write_manifest(ds.manifest_path, manifest_frame(rows))
+    df = pd.DataFrame(rows)
+    order = df[['path', 'url', 'given_label', 'split']].assign(predicted_label=LABELS[0], label_score=.1, issue_types=['label' if g != LABELS[0] else 'dark' for g in df.given_label],
+                                                             score=.9, rank=range(1, N + 1), confidence=.87, outlier=.3)
+    (ds.path / 'predictions').mkdir()
+    order.to_parquet(ds.path / 'predictions/issues.parquet')
+    return ds, df
+
+
+CELL = '''
+import warnings
+import pandas as pd
+from vegc.widgets import ImageCleaner
+warnings.simplefilter('ignore')
+issues = pd.read_parquet({path!r} + '/predictions/issues.parquet')
+issues.attrs['dataset'] = {path!r}
+cleaner = ImageCleaner(issues, who='ana', test=True, page_size={size})
+cleaner
+'''
+
+
+def test_a_thousand_thumbnails_in_jupyterlab(lab, drawn):
+    "One way through, in this order: what is decided first has to survive what comes later."
+    ds, df = drawn
+    notebook = Notebook(*lab, [CELL.format(path=str(ds.path), size=N)], viewport=dict(width=1280, height=900))
+    decide_by_key_and_mouse(notebook, ds)
+    look_at_filters_copies_and_zoom(notebook, ds)
+    names_for_those_who_do_not_see_it(notebook)
+    for theme in ('JupyterLab Dark', 'JupyterLab Light'): can_be_read(notebook, theme)
+    a_killed_kernel_loses_nothing_that_was_confirmed(notebook, ds)
+    a_new_kernel_finds_every_decision_and_pages(notebook, ds, df)
+    nothing_was_saved_or_asked_outside(notebook, lab[2])
+
+
+def standing(ds):
+    "What the disk says: number of the picture → action and label."
+    return {int(p.split('/')[-1][:5]): (a, label) for p, a, label in zip(ds.decisions.path, ds.decisions.action, ds.decisions.label, strict=True)}
+
+
+def settle(notebook, decided):
+    "Wait until the kernel has said how many are decided."
+    notebook.tab.wait_for_function(f"() => document.querySelector('.vegc-cleaner .counter')?.textContent.startsWith('{decided:,} of')", timeout=20_000)
+
+
+def decide_by_key_and_mouse(notebook, ds):
+    tab, tile = notebook.tab, notebook.tab.locator('.vegc-cleaner .tile')
+    tab.wait_for_function(f"() => document.querySelector('.vegc-cleaner')?.dataset.painted === '{N}'", timeout=60_000)
+    assert tile.count() == N and tab.locator('.vegc-cleaner .tile.unreadable').count() == 2
+    assert 'cannot be read' in tile.nth(5).inner_text() and 'the file is gone' in tile.nth(7).inner_text()
+    # the mouse: a click on a tile, its small buttons, the suggestion; then keys, each one decision
+    tile.nth(0).click()
+    for key in 'kxs': tab.keyboard.press(key)
+    tile.nth(10).hover()
+    tile.nth(10).locator('.pick.exclude').click()
+    tile.nth(11).locator('.guess').click()
+    settle(notebook, 6)  # with the file that is gone
+    want = {0: ('keep', ''), 1: ('exclude', ''), 2: ('relabel', LABELS[0]), 7: ('exclude', ''), 10: ('exclude', ''), 11: ('relabel', LABELS[0])}
+    assert standing(ds) == want
+    # several at once, one undo; relabel by typing; redo
+    tile.nth(12).click()
+    tile.nth(14).click(modifiers=['Shift'])
+    tile.nth(16).click(modifiers=['Control'])
+    tab.keyboard.press('x')
+    settle(notebook, 10)
+    tab.keyboard.press('Control+z')
+    settle(notebook, 6)
+    tab.keyboard.press('U')
+    settle(notebook, 10)
+    tile.nth(30).click()
+    tab.keyboard.press('r')
+    tab.keyboard.type('ωβ')
+    tab.keyboard.press('Enter')
+    settle(notebook, 11)
+    want |= {12: ('exclude', ''), 13: ('exclude', ''), 14: ('exclude', ''), 16: ('exclude', ''), 30: ('relabel', LABELS[2])}
+    assert standing(ds) == want
+    assert notebook.tab.locator('.jp-Cell').count() == 1, 'x is no command of the notebook'
+
+
+def look_at_filters_copies_and_zoom(notebook, ds):
+    tab, tile = notebook.tab, notebook.tab.locator('.vegc-cleaner .tile')
+    def box(name): return tab.get_by_role('region', name='Image cleaner').get_by_role('combobox', name=name, exact=True)
+    box('Class').select_option(LABELS[1])
+    box('Split').select_option('test')
+    tab.wait_for_function("() => document.querySelectorAll('.vegc-cleaner .tile').length < 100")
+    want = [i for i in range(N) if i % 3 == 1 and i % 10 == 9]
+    assert [int(f[:5]) for f in tab.locator('.vegc-cleaner .file').all_inner_texts()] == want
+    assert tab.locator('.vegc-cleaner .badge.test').count() == len(want)
+    for name in ('Class', 'Split'): box(name).select_option('')
+    box('Show').select_option('copies')
+    tab.wait_for_function("() => document.querySelectorAll('.vegc-cleaner .tile').length === 3")
+    tile.nth(0).click()
+    tab.keyboard.press('b')
+    settle(notebook, 14)
+    assert {i: standing(ds)[i] for i in (20, 21, 23)} == {20: ('keep', ''), 21: ('exclude', ''), 23: ('exclude', '')}
+    tab.keyboard.press('Enter')
+    tab.locator('dialog.zoom').wait_for()
+    assert tab.locator('dialog.zoom dd').first.inner_text() in LABELS
+    tab.keyboard.press('Escape')
+    box('Show').select_option('pictures')
+    tab.wait_for_function(f"() => document.querySelectorAll('.vegc-cleaner .tile').length === {N}")
+
+
+def names_for_those_who_do_not_see_it(notebook):
+    grid = notebook.tab.get_by_role('listbox', name='Pictures that need a look, worst first')
+    assert grid.get_attribute('aria-multiselectable') == 'true'
+    options = grid.get_by_role('option')
+    first = options.first
+    assert first.get_attribute('aria-label') == f'{LABELS[0]}, kept, is nearly black, 00000.jpg'
+    assert options.nth(3 + 1).get_attribute('aria-label').startswith(f'{LABELS[1]}, perhaps {LABELS[0]} 87 %, undecided')
+    first.click()
+    assert grid.get_attribute('aria-activedescendant') == first.get_attribute('id')
+    notebook.tab.keyboard.press('Space')
+    assert first.get_attribute('aria-selected') == 'true'
+    notebook.tab.keyboard.press('Escape')
+    for name in ('Keep', 'Exclude', 'Undo', 'Redo', 'next page', 'page before', 'keys'):
+        assert notebook.tab.get_by_role('region', name='Image cleaner').get_by_role('button', name=name).first.is_visible(), name
+    assert notebook.tab.get_by_role('progressbar', name='decided').count() == 1
+    assert notebook.tab.locator('.vegc-cleaner [role=status]').get_attribute('aria-live') == 'polite'
+
+
+def contrast(notebook, selector):
+    "Contrast of text and the ground under it, as WCAG reckons it."
+    fg, bg = notebook.tab.evaluate("""s => { let e = document.querySelector(s); const fg = getComputedStyle(e).color;
+        while (e && /rgba?\\(0, 0, 0, 0\\)|transparent/.test(getComputedStyle(e).backgroundColor)) e = e.parentElement;
+        return [fg, getComputedStyle(e).backgroundColor]; }""", selector)
+
+    def light(colour):
+        rgba = [float(v) for v in colour[colour.index('(') + 1:-1].replace(',', ' ').split()[:3]]
+        c = [v / 255 / 12.92 if v / 255 <= .03928 else ((v / 255 + .055) / 1.055) ** 2.4 for v in rgba]
+        return .2126 * c[0] + .7152 * c[1] + .0722 * c[2]
+    a, b = sorted((light(fg), light(bg)))
+    return (b + .05) / (a + .05)
+
+
+def can_be_read(notebook, theme):
+    "Text and ground at least 4.5 to 1, as WCAG AA asks; the theme is followed."
+    notebook.command('apputils:change-theme', theme=theme)
+    dark = theme.endswith('Dark')
+    notebook.tab.wait_for_function(f"() => document.body.dataset.jpThemeLight === '{str(not dark).lower()}'")
+    ground = notebook.tab.evaluate("() => getComputedStyle(document.querySelector('.vegc-cleaner')).backgroundColor")
+    assert (sum(map(int, ground[4:-1].split(','))) < 300) == dark, ground
+    for part in ('.given', '.guess b', '.mark', '.counter', '.bar label', '.bar button', '.bar select', '.tile .file'):
+        assert contrast(notebook, f'.vegc-cleaner {part}') >= 4.5 - .3 * (part == '.tile .file'), part
+
+
+def a_killed_kernel_loses_nothing_that_was_confirmed(notebook, ds):
+    tab, before = notebook.tab, standing(ds)
+    os.kill(int(notebook.ask('import os; print(os.getpid())')), signal.SIGKILL)
+    tab.locator('.vegc-cleaner .tile').nth(40).click()
+    tab.keyboard.press('x')
+    tab.locator('.vegc-cleaner .alert').wait_for(state='visible', timeout=15_000)
+    assert 'not on the disk yet' in tab.locator('.vegc-cleaner .alert').inner_text()
+    assert 'pending' in tab.locator('.vegc-cleaner .tile').nth(40).get_attribute('class')
+    assert standing(ds) == before and len(before) == 14, 'what was confirmed is there, what was not is not'
+    tab.locator('.jp-Dialog button:has-text("Ok")').click(timeout=20_000)  # JupyterLab starts another kernel by itself
+    notebook.wait_for_kernel()
+
+
+def a_new_kernel_finds_every_decision_and_pages(notebook, ds, df):
+    before = standing(ds)
+    notebook.tab.evaluate("code => window.jupyterapp.shell.currentWidget.content.widgets[0].model.sharedModel.setSource(code)", CELL.format(path=str(ds.path), size=100))
+    notebook.run_all()
+    tab = notebook.tab
+    tab.wait_for_function("() => document.querySelector('.vegc-cleaner .where')?.textContent === 'page 1 of 10'")
+    tab.locator('.vegc-cleaner .tile').first.click()
+    tab.keyboard.press('n')
+    tab.wait_for_function("() => document.querySelector('.vegc-cleaner .where').textContent === 'page 2 of 10'")
+    assert tab.locator('.vegc-cleaner .file').first.inner_text() == '00100.jpg'
+    tab.locator('.vegc-cleaner .tile').nth(4).click()
+    tab.keyboard.press('x')
+    settle(notebook, 15)
+    notebook.ask('cleaner.finish()')
+    want = before | {104: ('exclude', '')}
+    assert standing(ds) == want
+    labels = {p: g for i, (p, g) in enumerate(zip(df.path, df.given_label, strict=True)) if want.get(i, ('',))[0] != 'exclude'}
+    labels |= {df.path[i]: label for i, (action, label) in want.items() if action == 'relabel'}
+    table = pd.read_csv(ds.path / 'cleaned.csv')
+    assert dict(zip(table.name, table.label, strict=True)) == labels
+    lines = [json.loads(line) for line in ds.decisions_path.read_text('utf-8').splitlines()]
+    assert {r['who'] for r in lines if 'path' in r} == {'ana', 'file check'}
+
+
+def nothing_was_saved_or_asked_outside(notebook, folder):
+    notebook.command('docmanager:save')
+    text = (folder / 'work/n.ipynb').read_text('utf-8')
+    assert 'image/jpeg' not in text and len(text) < 20_000, 'no picture is saved with the notebook'
+    assert notebook.said == [] and notebook.outside == []
