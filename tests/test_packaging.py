@@ -101,8 +101,17 @@ def test_every_import_of_the_package_is_required(settings):
 
 # What the package holds besides modules, and what for.
 DATA_FILES = {
+    'vegc/templates/report.html': 'the frame of the report',
+    'vegc/templates/first.html': 'its first screen',
+    'vegc/templates/model.html': 'its part about a stage',
+    'vegc/templates/data.html': 'its part about the data',
+    'vegc/templates/parts.html': 'what they share',
+    'vegc/templates/report.css': 'its looks, light, dark and printed',
+    'vegc/templates/report.js': 'its one script: sorting, and the pictures of a cell',
     'vegc/cleaner.js': 'the grid of ImageCleaner',
     'vegc/cleaner.css': 'its looks',
+    'vegc/review.html': 'the page for reviewing without a kernel',
+    'vegc/review.js': 'its script',
 }
 
 
@@ -116,7 +125,7 @@ def test_wheel_holds_the_modules_and_nothing_else(built):
     with zipfile.ZipFile(built[0]) as wheel: names = set(wheel.namelist())
     info = next(n.split('/')[0] for n in names if '.dist-info/' in n)
     assert {n for n in names if not n.startswith(info)} == {f'vegc/{p.name}' for p in (ROOT / 'vegc').glob('*.py')} | DATA_FILES.keys()
-    others = {f'vegc/{p.name}' for p in (ROOT / 'vegc').iterdir() if p.is_file() and p.suffix != '.py'}
+    others = {p.relative_to(ROOT).as_posix() for p in (ROOT / 'vegc').rglob('*') if p.is_file() and p.suffix not in ('.py', '.pyc')}
     assert others == DATA_FILES.keys(), 'a file that is not on the list, or on the list and not there'
     assert f'{info}/licenses/LICENSE' in names
 
