@@ -277,11 +277,12 @@ def _split(dataset: _Dataset,
            test: Annotated[float, _option('Share kept for the last word.')]=.1,
            seed: Annotated[int | None, _option("Seed of the deal; the dataset's own if not given.")]=None,
            group_by: Annotated[str | None, _option('Keep together what shares its host, creator or query.')]=None,
+           given: Annotated[str, _option('Splits that the data came with: keep, or merge to deal all of it anew.')]='keep',
            reassign: Annotated[bool, _option('Forget all splits and deal anew; stages trained before will be refused.', '--reassign')]=False,
            as_json: _Json=False):
     "Assign splits; copies share theirs."
     from vegc.split import split
-    _show(_work(split, _open(dataset), valid=valid, test=test, seed=seed, group_by=group_by, reassign=reassign), as_json)
+    _show(_work(split, _open(dataset), valid=valid, test=test, seed=seed, group_by=group_by, given=given, reassign=reassign), as_json)
 
 # %% ../nbs/70_cli.ipynb #1e7c669d
 def _numbers(
