@@ -29,6 +29,8 @@ FUNCTIONS = {
     'plan': ('vegc.lists:plan', {'as_json', 'robots', 'allow_hosts'}, set()),
     'ingest': ('vegc.ingest:ingest', {'as_json'}, set()),
     'add': ('vegc.ingest:add', {'as_json'}, set()),
+    'search': ('vegc.sources:search', {'as_json', 'lists'}, set()),
+    'harvest': ('vegc.sources:read_page', {'as_json', 'page', 'lists'}, {'path'}),
     'split': ('vegc.split:split', {'as_json'}, set()),
     'train': ('vegc.train:train', {'as_json'}, set()),
     'evaluate': ('vegc.evaluate:evaluate', {'as_json', 'dataset', 'stage'}, {'dataset_or_model', 'stage_or_folder'}),

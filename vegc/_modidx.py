@@ -690,6 +690,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                             'vegc.split._deal_mixed': ('split.html#_deal_mixed', 'vegc/split.py'),
                             'vegc.split._features_of': ('split.html#_features_of', 'vegc/split.py'),
                             'vegc.split._given_splits': ('split.html#_given_splits', 'vegc/split.py'),
+                            'vegc.split._means': ('split.html#_means', 'vegc/split.py'),
                             'vegc.split._note': ('split.html#_note', 'vegc/split.py'),
                             'vegc.split._same': ('split.html#_same', 'vegc/split.py'),
                             'vegc.split._take_given': ('split.html#_take_given', 'vegc/split.py'),

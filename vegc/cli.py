@@ -184,7 +184,7 @@ def _robots_text(r: dict) -> str:
     then = 'An ingest skips them as opted_out (failed, where a host cannot be reached); --ignore-robots fetches them all the same.'
     return f'{head} {then}\n{table_text([h for h in r["by_host"] if h["closed"]][:20])}'
 
-# %% ../nbs/70_cli.ipynb #5a0bcdba
+# %% ../nbs/70_cli.ipynb #035d458f
 @_verb('ingest')
 def _ingest(lists: _Lists, dataset: _Dataset, max_per_class: _Cap=None,
             max_size: Annotated[int | None, _option("Long side of stored pictures, pixels; the dataset's own, 500 for a new one.")]=None,
@@ -213,6 +213,38 @@ def _ingest(lists: _Lists, dataset: _Dataset, max_per_class: _Cap=None,
         if as_json: _show(e.result, as_json)  # a program wants the numbers all the same
         raise
     _show(result, as_json)
+
+@_verb('search')
+def _search(query: Annotated[str, typer.Argument(metavar='QUERY', help='What to look for; for inaturalist the name of a taxon.')],
+            lists: Annotated[Path, typer.Argument(metavar='LISTS', help='The folder of lists; a list of that class is added to.')],
+            source: Annotated[str, _option('openverse, commons or inaturalist.')]='openverse',
+            max_results: Annotated[int, _option('At most so many pictures.')]=100,
+            label: Annotated[str | None, _option('The class; the query if not given.')]=None,
+            licenses: Annotated[str, _option('As the source writes them, commas between; every free one if not given.')]='',
+            contact: Annotated[str, _option('A mail or web address for the user agent; Wikimedia wants one.')]='',
+            token: Annotated[str, _option('An OAuth2 token of Openverse, for more requests.')]='',
+            base: Annotated[str, _option('The root of another server with the same API.')]='',
+            pause: Annotated[float, _option('Seconds between two requests.')]=1., as_json: _Json=False):
+    "Search an open-license source and write a list with licenses and creators."
+    from vegc.sources import search, write_list
+    found = _work(search, query, source, max_results=max_results, label=label, licenses=licenses, contact=contact, token=token, base=base, pause=pause)
+    _show_list(found, write_list(found, lists), as_json)
+
+@_verb('harvest')
+def _harvest(page: Annotated[Path, typer.Argument(metavar='PAGE', help='An .html file as the browser saved it.')],
+             lists: Annotated[Path, typer.Argument(metavar='LISTS', help='The folder of lists; a list of that class is added to.')],
+             label: Annotated[str | None, _option("The class; the file's name if not given.")]=None,
+             base: Annotated[str, _option("The page's address, where it cannot be read from the file.")]='', as_json: _Json=False):
+    "Write a list of all pictures of a saved page, inline ones included."
+    from vegc.sources import read_page, write_list
+    found = _work(read_page, page, label=label, base=base)
+    _show_list(found, write_list(found, lists), as_json)
+
+def _show_list(found, files: list[Path], as_json: bool) -> None:
+    "Say what was found and where it is."
+    licenses = {k: int(v) for k, v in found.license.fillna('').replace('', 'unknown').value_counts().items()}
+    if as_json: _show(dict(found=len(found), files=[str(f) for f in files], licenses=licenses), as_json)
+    else: print(f'{len(found)} pictures; {", ".join(f"{n} {k}" for k, n in licenses.items()) or "none"}.' + ''.join(f'\nThe list is {f}.' for f in files))
 
 @_verb('add')
 def _add(src: Annotated[Path, typer.Argument(metavar='SOURCE', help='A folder with a folder of pictures for each class, a CSV of path or url and label, or an .npz of arrays.')],
@@ -270,7 +302,7 @@ def _write_csv(frame, path: Path) -> None:
     from vegc.core import write_atomic
     write_atomic(path, frame.to_csv(index=False))
 
-# %% ../nbs/70_cli.ipynb #4ed27b38
+# %% ../nbs/70_cli.ipynb #1d5f0b00
 @_verb('split')
 def _split(dataset: _Dataset,
            valid: Annotated[float, _option('Share to validate on.')]=.2,
