@@ -6,14 +6,14 @@
 __all__ = ['SPLITS', 'GROUP_BY', 'deal', 'duplicate_pairs', 'find_groups', 'assign_splits', 'SplitCounts', 'split', 'split_log',
            'split_counts', 'group_folds', 'folds']
 
-# %% ../nbs/23_split.ipynb #c9e096c9
+# %% ../nbs/23_split.ipynb #87f7c953
 from dataclasses import dataclass
 from importlib.metadata import version
 
 import numpy as np
 import pandas as pd
 
-from .core import DatasetError, UsageError, table_text, utc_now, warn
+from .core import DatasetError, UsageError, sha256_hex, table_text, utc_now, warn
 from .dataset import ImageDataset, Journal, read_jsonl
 from .duplicates import exact_pairs, feature_pairs, group_numbers, hash_pairs, join_pairs
 from .features import cached_features, stored_features
@@ -45,7 +45,7 @@ def deal(
         have[to] += float(sizes[g])
     return res
 
-# %% ../nbs/23_split.ipynb #df958a1f
+# %% ../nbs/23_split.ipynb #d4764b71
 def _features_of(dataset: ImageDataset, paths: list[str]) -> tuple[np.ndarray, np.ndarray] | None:
     "Row numbers and features: stored ones, else computed by the offline body for the files that are there; or nothing, and a warning."
     x = stored_features(dataset, paths)
@@ -56,6 +56,11 @@ def _features_of(dataset: ImageDataset, paths: list[str]) -> tuple[np.ndarray, n
     except (ImageProblem, OSError) as e: why = f'a picture cannot be read ({e}).'
     warn(f'Near copies are looked for by perceptual hash only, which misses crops: {why}', stacklevel=5)
     return None
+
+def _means(x: np.ndarray) -> np.ndarray:
+    "The means of pooled features, which stand behind their maxima; features of another make as they are."
+    half, some = x.shape[1]//2, x[:200]
+    return x[:, half:] if x.shape[1] == 2*half and (some[:, :half] >= some[:, half:]).all() else x
 
 def duplicate_pairs(
     dataset: ImageDataset,
@@ -72,7 +77,7 @@ def duplicate_pairs(
     tables = [exact_pairs(images.sha256), near.assign(a=hashed[near.a], b=hashed[near.b])]
     if (found := _features_of(dataset, images.path.iloc[solid].tolist())) is not None:
         rows, x = found
-        seen = feature_pairs(x[:, x.shape[1]//2:], min_similarity)
+        seen = feature_pairs(_means(x), min_similarity)
         tables.append(seen.assign(a=solid[rows][seen.a], b=solid[rows][seen.b]))
     return join_pairs(*tables)
 
@@ -108,7 +113,7 @@ def _warn_of_large(dataset: ImageDataset, images: pd.DataFrame, numbers: np.ndar
          f'`vegc duplicates {dataset.path} --csv pairs.csv` lists why. If they are no copies of each other, or one placeholder many times, exclude what is not wanted '
          f'(`vegc clean`); then `vegc split {dataset.path} --reassign`.', stacklevel=4)
 
-# %% ../nbs/23_split.ipynb #210c2c6e
+# %% ../nbs/23_split.ipynb #0a96c469
 def assign_splits(
     images: pd.DataFrame,         # path, given_label, split, duplicate_group, sha256; source_split where the data came with splits that count
     numbers: np.ndarray,          # group number of each row
@@ -125,8 +130,9 @@ def assign_splits(
     _deal_all(im, np.asarray(shares, float), np.random.default_rng(seed))
     # a group is named after its first picture, and keeps the name it was given
     names = im.dropna(subset='duplicate_group').groupby('number').duplicate_group.first()
-    first = 'g' + im.groupby('number').sha256.first().astype('string').str[:12]
-    name = im.number.map(names).astype('string').fillna(im.number.map(first).astype('string'))
+    unnamed = im[~im.number.isin(names.index)].drop_duplicates('number')
+    fresh = {n: 'g' + sha256_hex(f'{sha} {path}'.encode())[:16] for n, sha, path in zip(unnamed.number, unnamed.sha256, unnamed.path, strict=True)}
+    name = im.number.map(names.to_dict() | fresh).astype('string')
     return im[['path', 'split']].astype('string').assign(duplicate_group=im.duplicate_group.astype('string').fillna(name))
 
 def _take_given(im: pd.DataFrame, given: pd.Series) -> None:
