@@ -6,13 +6,14 @@
 __all__ = ['MANIFEST', 'MANIFEST_COLUMNS', 'ACTIONS', 'OPTOUT_BITS', 'manifest_frame', 'write_manifest', 'read_manifest',
            'read_jsonl', 'Journal', 'ImageDataset', 'Run', 'OptOut', 'Forgotten']
 
-# %% ../nbs/12_dataset.ipynb #01988e3f
+# %% ../nbs/12_dataset.ipynb #50de9fa3
 import hashlib
 import hmac
 import json
 import os
 import re
 import secrets
+import shutil
 import time
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -25,8 +26,8 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from .core import (DatasetConfig, DatasetError, LockedError, SUBJECTS, UsageError, disk_full_is_clear, load_config, replacing,
-                       save_config, sha256_hex, write_atomic)
+from .core import (DatasetConfig, DatasetError, LockedError, SUBJECTS, UsageError, disk_full_is_clear, load_config, progress,
+                       replacing, save_config, sha256_hex, write_atomic)
 from .images import phash_mirrored
 
 # %% ../nbs/12_dataset.ipynb #754baeed
@@ -515,3 +516,48 @@ def _remove(self: ImageDataset, rows: pd.DataFrame) -> Forgotten:
     _drop_features(self.path, shas)
     _drop_rows(self.path, paths)
     return Forgotten(len(rows), sorted(p.relative_to(self.path).as_posix() for p in files), _trained_on(self.path, shas))
+
+# %% ../nbs/12_dataset.ipynb #d43cab7d
+def _lay(src: Path, to: Path, link: bool) -> None:
+    "Put a file at another place too, whole or not at all."
+    with disk_full_is_clear(to), replacing(to) as tmp:
+        try: os.link(src, tmp) if link else shutil.copy2(src, tmp)
+        except OSError:
+            if not link: raise
+            shutil.copy2(src, tmp)  # another disk, or one without links
+
+@patch
+def export_folder(self: ImageDataset,
+    dst: str | os.PathLike,  # a new or empty folder, or one that was begun before
+    *,
+    link: bool=False,        # hard links instead of copies, where the disk can
+    splits: bool=True,       # a folder for train, valid and test, and in it one a class; else one a class, those without a split too
+) -> Path:                   # dst
+    "A folder of the current labels, with `labels.csv` in it. Raises `DatasetError` when other files lie there or there is no split, `DiskFullError`."
+    dst, rows = Path(dst), self.labels
+    if splits: rows = rows[rows.split.isin(['train', 'valid', 'test'])]
+    if rows.empty: raise DatasetError(f'{self.path} has nothing to export' + (' that has a split; `vegc split` assigns them, splits=False leaves them out.' if splits else '.'))
+    to = [Path(*([r.split] if splits else []), r.label, Path(r.path).name) for r in rows.itertuples()]
+    there = {p.relative_to(dst) for p in dst.rglob('*') if p.is_file() and not p.name.startswith('.tmp-')} if dst.is_dir() else set()
+    if strange := sorted(there - set(to) - {Path('labels.csv')}): raise DatasetError(f'{dst} holds other files ({strange[0]}, …); choose an empty or new folder.')
+    for path, name in progress(list(zip(rows.path, to, strict=True)), desc='export', unit='img'):
+        if name not in there: _lay(self.path/path, dst/name, link)
+    write_atomic(dst/'labels.csv', rows.assign(path=[n.as_posix() for n in to]).to_csv(index=False))
+    return dst
+
+# %% ../nbs/12_dataset.ipynb #63fbd16e
+@patch
+def to_hf(self: ImageDataset):  # datasets.DatasetDict with train, validation, test; one `train` where no splits are assigned
+    "The current labels as a Hugging Face dataset. Raises `UsageError` without the library, `DatasetError` when there is no picture."
+    try: from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value
+    except ModuleNotFoundError: raise UsageError('A Hugging Face dataset needs the library datasets: pip install "vegc[hf]".') from None
+    facts = self.df.drop_duplicates('path').set_index('path')
+    rows = self.labels.join(facts[['given_label', 'url', 'license', 'creator', 'sha256']], on='path')
+    if rows.empty: raise DatasetError(f'{self.path} holds no usable picture.')
+    text = ['path', 'given_label', 'url', 'license', 'creator', 'sha256']
+    kinds = Features(dict(image=Image(), label=ClassLabel(names=self.vocab)) | {c: Value('string') for c in text})
+    parts = dict(train='train', valid='validation', test='test') if rows.split.notna().any() else {}
+    chosen = {name: rows[rows.split == part] for part, name in parts.items() if (rows.split == part).any()} or dict(train=rows)
+    column = lambda t, c: [None if pd.isna(v) else v for v in t[c]]  # noqa: E731
+    return DatasetDict({name: Dataset.from_dict(dict(image=[str(self.path/p) for p in t.path], label=t.label.tolist()) | {c: column(t, c) for c in text}, features=kinds)
+                        for name, t in chosen.items()})
