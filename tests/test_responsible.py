@@ -23,6 +23,7 @@ ALLOWED_OUTPUTS: dict[str, str] = {
     'nbs/24_data.ipynb': 'squares of one colour, drawn in the notebook',
     'nbs/45_fonts.ipynb': 'a chart of made-up numbers',
     'nbs/51_plots.ipynb': 'charts of made-up numbers, and of what a regression says about digits',
+    'nbs/54_interpret.ipynb': 'bright bars on noise, drawn in the notebook',
     'nbs/52_pictures.ipynb': "scikit-learn's handwritten digits, drawn as files in the notebook",
     'nbs/71_demo.ipynb': "scikit-learn's digits drawn by the program, partly on crops of scikit-learn's sample photographs of a temple and a flower",
     'nbs/studies/00_walkthrough.ipynb': "scikit-learn's digits drawn by the program, partly on crops of scikit-learn's sample photographs of a temple and a flower",

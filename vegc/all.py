@@ -10,13 +10,13 @@ __all__ = ['DatasetError', 'DiskFullError', 'LockedError', 'UsageError', 'VegcEr
            'image_learner', 'fit_head', 'fit_body', 'suggest_lr', 'save_stage', 'load_stage', 'stage_info', 'stages',
            'train', 'predictions', 'evaluate', 'Metrics', 'metrics_of', 'most_confused', 'compare', 'Comparison',
            'find_issues', 'saved_issues', 'duplicates', 'out_of_fold', 'outlier_scores', 'merge_queues', 'Session',
-           'clean', 'ImageCleaner', 'report', 'export', 'load_model_file', 'Predictor', 'predict', 'embeddings',
-           'out_of_fold_predictions', 'accuracy_by_n', 'explain', 'errors_inside', 'class_facts', 'class_factors',
-           'plot_classes', 'plot_samples', 'plot_history', 'plot_lr', 'plot_confusion', 'plot_most_confused',
-           'plot_per_class', 'plot_precision_recall', 'plot_reliability', 'plot_accuracy_by_n', 'plot_confused',
-           'plot_mistakes', 'plot_embedding', 'demo']
+           'clean', 'ImageCleaner', 'report', 'export', 'load_model_file', 'Predictor', 'predict',
+           'ClassifierInterpretation', 'embeddings', 'out_of_fold_predictions', 'accuracy_by_n', 'explain',
+           'errors_inside', 'class_facts', 'class_factors', 'plot_classes', 'plot_samples', 'plot_history', 'plot_lr',
+           'plot_confusion', 'plot_most_confused', 'plot_per_class', 'plot_precision_recall', 'plot_reliability',
+           'plot_accuracy_by_n', 'plot_confused', 'plot_mistakes', 'plot_embedding', 'demo']
 
-# %% ../nbs/80_all.ipynb #3a7e508a
+# %% ../nbs/80_all.ipynb #8e7722ca
 from .clean import Session, clean
 from .core import DatasetError, DiskFullError, LockedError, UsageError, VegcError, VegcWarning
 from .data import datablock, dataloaders
@@ -29,6 +29,7 @@ from .features import cached_features
 from .health import class_facts
 from .images import load_rgb, phash
 from .ingest import IngestResult, TooManyFailures, ingest
+from .interpret import ClassifierInterpretation
 from .issues import duplicates, find_issues, merge_queues, out_of_fold, outlier_scores, saved_issues
 from .lists import ListPlan, plan, read_list
 from .metrics import Metrics, metrics_of, most_confused
@@ -42,7 +43,7 @@ from .train import LeakError, fit_body, fit_head, image_learner, load_stage, sav
 from .why import class_factors, errors_inside, explain
 from .widgets import ImageCleaner
 
-# %% ../nbs/80_all.ipynb #80e4d225
+# %% ../nbs/80_all.ipynb #b073e228
 _all_ = [
     'DatasetError', 'DiskFullError', 'LockedError', 'UsageError', 'VegcError', 'VegcWarning', 'LeakError', 'TooManyFailures', 'WeightsError',
     'ImageDataset', 'plan', 'read_list', 'ListPlan', 'ingest', 'IngestResult', 'load_rgb', 'phash',
@@ -51,6 +52,6 @@ _all_ = [
     'save_stage', 'load_stage', 'stage_info', 'stages', 'train', 'predictions', 'evaluate', 'Metrics', 'metrics_of', 'most_confused', 'compare', 'Comparison',
     'find_issues', 'saved_issues', 'duplicates', 'out_of_fold', 'outlier_scores', 'merge_queues', 'Session', 'clean', 'ImageCleaner',
     'report', 'export', 'load_model_file', 'Predictor', 'predict',
-    'embeddings', 'out_of_fold_predictions', 'accuracy_by_n', 'explain', 'errors_inside', 'class_facts', 'class_factors',
+    'ClassifierInterpretation', 'embeddings', 'out_of_fold_predictions', 'accuracy_by_n', 'explain', 'errors_inside', 'class_facts', 'class_factors',
     'plot_classes', 'plot_samples', 'plot_history', 'plot_lr', 'plot_confusion', 'plot_most_confused', 'plot_per_class', 'plot_precision_recall',
     'plot_reliability', 'plot_accuracy_by_n', 'plot_confused', 'plot_mistakes', 'plot_embedding', 'demo']

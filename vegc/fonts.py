@@ -77,7 +77,7 @@ def font_families(
             missing -= {ch for ch in missing if ord(ch) in font_letters(best[1])}
     return first, missing
 
-# %% ../nbs/45_fonts.ipynb #78b32727
+# %% ../nbs/45_fonts.ipynb #dd75331c
 @dataclass
 class Lettering:
     "How to write the names of classes."
@@ -86,6 +86,10 @@ class Lettering:
     legend: dict[str, str] = field(default_factory=dict)   # what is drawn instead → the name itself
 
     def __call__(self, c: str) -> str: return self.text.get(c, str(c))
+
+    def pair(self, a: str, b: str) -> str:
+        "One class and what it was taken for, left to right even where a name is written from right to left."
+        return f'\u200e{self(a)} → \u200e{self(b)}'
 
 def lettering(
     classes: Sequence[str],

@@ -114,7 +114,7 @@ def _numbers(r, write: Lettering) -> str:
     short = lambda c: textwrap.shorten(write(c), 18, placeholder='…')  # noqa: E731
     return f'filed: {short(r.label)}\nsays: {short(r.predicted_label)}\nprobability {r.probability:.2f}\nloss {r.loss:.2f}'
 
-# %% ../nbs/52_pictures.ipynb #22830b2c
+# %% ../nbs/52_pictures.ipynb #38117dd8
 def _pairs(table: pd.DataFrame) -> pd.DataFrame:
     "Confusions with their count, the most frequent first."
     wrong = table[table.label != table.predicted_label]
@@ -138,7 +138,7 @@ def plot_confused(
     rows = []
     for (a, b), t in zip(pairs, found, strict=True):
         tiles = [Tile(Path(root)/r.path, f'{r.probability:.2f}') for r in t.head(k).itertuples()]
-        rows += [(f'{write(a)} → {write(b)}\n{len(t)} of {(table.label == a).sum()}' if i == 0 else '', tiles[i:i + columns]) for i in range(0, max(len(tiles), 1), columns)]
+        rows += [(f'{write.pair(a, b)}\n{len(t)} of {(table.label == a).sum()}' if i == 0 else '', tiles[i:i + columns]) for i in range(0, max(len(tiles), 1), columns)]
     shown = pd.concat([t.head(k) for t in found])[['path', 'label', 'predicted_label', 'probability']].reset_index(drop=True) if found else pd.DataFrame()
     ax = draw_tiles(ax, rows, size=size, lines=1)
     return finish(ax, shown, 'Mistakes by pair: ' + '; '.join(f'{a} called {b}, {len(t)}' for (a, b), t in zip(pairs, found, strict=True)) + '.', write)
@@ -157,7 +157,7 @@ def plot_mistakes(
     pairs = [(a, b) for a, b in _pairs(table)[['label', 'predicted_label']].itertuples(index=False, name=None) if a == label]
     return plot_confused(table, root, pairs, len(table), names=names, columns=columns, size=size, ax=ax)
 
-# %% ../nbs/52_pictures.ipynb #9ae197b0
+# %% ../nbs/52_pictures.ipynb #0bba3d33
 def flat_map(
     x: np.ndarray,      # embeddings [n, d]
     seed: int=0,
@@ -173,17 +173,20 @@ def flat_map(
 
 def sparse_places(
     xy: np.ndarray,     # [n, 2]
-    cells: int,         # along each side
-) -> np.ndarray:        # row numbers: at most one in each cell, that nearest to its middle
-    "Which points to show as pictures, so that they do not cover one another."
-    span = np.maximum(np.ptp(xy, axis=0), 1e-9)
-    at = (xy - xy.min(0))/span*(cells - 1e-6)
-    cell, off = at.astype(int), np.abs(at % 1 - .5).max(1)
-    order = np.argsort(off, kind='stable')
-    _, first = np.unique(cell[order] @ [cells, 1], return_index=True)
-    return np.sort(order[first])
+    cells: int,         # pictures that fit along each side
+    seed: int=0,
+) -> np.ndarray:        # row numbers, sorted: no two as near as a picture is wide, in both directions
+    "Which points to show as pictures, so that none covers another."
+    span = np.maximum(np.ptp(xy, axis=0), 1e-9)/cells
+    chosen = np.empty((0, 2))
+    rows = []
+    for i in np.random.default_rng(seed).permutation(len(xy)):
+        if (np.abs(chosen - xy[i]) < span).all(1).any(): continue
+        chosen = np.vstack([chosen, xy[i]])
+        rows.append(int(i))
+    return np.sort(rows)
 
-# %% ../nbs/52_pictures.ipynb #892a3476
+# %% ../nbs/52_pictures.ipynb #84cc3241
 def plot_embedding(
     table: pd.DataFrame,               # as from `predictions`
     x: np.ndarray,                     # embeddings [n, d], rows as the table
@@ -212,4 +215,4 @@ def _thumbnail(ax: Axes, path: Path, at: np.ndarray, colour: str, cells: int) ->
     im = _pixels(path, 48)
     if im is None: return
     width = ax.get_figure(root=True).get_size_inches()[0]*ax.get_position().width*72
-    ax.add_artist(AnnotationBbox(OffsetImage(im, zoom=.75*width/cells/48), at, frameon=True, pad=.08, bboxprops=dict(ec=colour, lw=1.5 if colour == RED else .5)))
+    ax.add_artist(AnnotationBbox(OffsetImage(im, zoom=.8*width/cells/48), at, frameon=True, pad=.08, bboxprops=dict(ec=colour, lw=1.5 if colour == RED else .5)))
