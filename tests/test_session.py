@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from vegc import clean as module
@@ -52,8 +52,10 @@ steps = st.lists(st.one_of(one, st.sampled_from(['undo', 'redo', 'undo', 'redo',
 def shared(tmp_path_factory): return make(tmp_path_factory.mktemp('shared'))
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(steps, st.integers(1, 60))
+@example([('keep', {0}), ('exclude', {0, 1}), 'undo', 'undo', 'redo', 'reopen', 'redo'], 9)
+@example([('keep', {0}), 'undo', ('exclude', {1}), 'redo', 'kill', 'undo', 'other', 'redo'], 9)
 def test_any_sequence_equals_a_replay_of_the_log(shared, steps, torn):
     "Decide, undo, redo, reopen, be killed in the middle of a line, hand over to another notebook: a simple model, the session and the log agree."
     shared.decisions_path.unlink(missing_ok=True)
