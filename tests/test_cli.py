@@ -27,7 +27,7 @@ from vegc.core import UsageError, VegcError, VegcWarning
 # Each verb that is one function: the function, verb parameters that are not keywords of it, keywords that are not flags.
 FUNCTIONS = {
     'plan': ('vegc.lists:plan', {'as_json', 'robots', 'allow_hosts'}, set()),
-    'ingest': ('vegc.ingest:ingest', {'as_json'}, set()),
+    'ingest': ('vegc.ingest:ingest', {'as_json', 'ray', 'shards'}, set()),
     'add': ('vegc.ingest:add', {'as_json'}, set()),
     'search': ('vegc.sources:search', {'as_json', 'lists'}, set()),
     'harvest': ('vegc.sources:read_page', {'as_json', 'page', 'lists'}, {'path'}),

@@ -230,6 +230,7 @@ MAY_UNLINK = {
     'dataset': {'run', 'update',   # the journal, once it is folded into the manifest
                 '_remove', '_drop_features'},  # what somebody asked to have removed
     'ingest': {'_fill'},           # temporary files of a killed run
+    'shards': {'_take'},           # the folder of a shard, once everything in it was taken over
 }
 
 

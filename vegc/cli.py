@@ -184,7 +184,7 @@ def _robots_text(r: dict) -> str:
     then = 'An ingest skips them as opted_out (failed, where a host cannot be reached); --ignore-robots fetches them all the same.'
     return f'{head} {then}\n{table_text([h for h in r["by_host"] if h["closed"]][:20])}'
 
-# %% ../nbs/70_cli.ipynb #035d458f
+# %% ../nbs/70_cli.ipynb #2a0643bd
 @_verb('ingest')
 def _ingest(lists: _Lists, dataset: _Dataset, max_per_class: _Cap=None,
             max_size: Annotated[int | None, _option("Long side of stored pictures, pixels; the dataset's own, 500 for a new one.")]=None,
@@ -204,15 +204,21 @@ def _ingest(lists: _Lists, dataset: _Dataset, max_per_class: _Cap=None,
             ignore_robots: Annotated[bool, _option('Fetch what robots.txt closes.', '--ignore-robots')]=False,
             ignore_optout_headers: Annotated[bool, _option('Fetch despite X-Robots-Tag and tdm-reservation.', '--ignore-optout-headers')]=False,
             user_agent: Annotated[str, _option('How to introduce oneself; empty: vegc, its version and your contact.')]='',
+            ray: Annotated[str | None, _option('Deal the work to a Ray cluster: its address, auto, or local for one on this machine.')]=None,
+            shards: Annotated[int | None, _option('With --ray: into how many parts; four for each processor if not given.')]=None,
             as_json: _Json=False):
     "Download the pictures of URL lists into a dataset."
-    keywords = {k: v for k, v in locals().items() if k not in ('lists', 'dataset', 'as_json')}
+    keywords = {k: v for k, v in locals().items() if k not in ('lists', 'dataset', 'ray', 'shards', 'as_json')}
     from vegc.ingest import TooManyFailures, ingest
-    try: result = _work(ingest, lists, dataset, **keywords)
+    try: result = _work(ingest, lists, dataset, **keywords) if ray is None else _work(_ingest_on_ray, lists, dataset, shards, ray, keywords)
     except TooManyFailures as e:
         if as_json: _show(e.result, as_json)  # a program wants the numbers all the same
         raise
     _show(result, as_json)
+
+def _ingest_on_ray(lists: Path, dataset: Path, shards: int | None, address: str, keywords: dict):
+    from vegc.shards import ingest_on_ray
+    return ingest_on_ray(lists, dataset, shards=shards, address='' if address == 'local' else address, **keywords)
 
 @_verb('search')
 def _search(query: Annotated[str, typer.Argument(metavar='QUERY', help='What to look for; for inaturalist the name of a taxon.')],

@@ -150,7 +150,7 @@ def _bases(rows: pd.DataFrame) -> list[dict]:
     cols = [c for c in rows.columns if c in MANIFEST_COLUMNS]
     return [{k: v for k, v in zip(cols, r, strict=True) if not pd.isna(v)} for r in rows[cols].itertuples(index=False, name=None)]
 
-# %% ../nbs/14_ingest.ipynb #b618c1c1
+# %% ../nbs/14_ingest.ipynb #4af17d8d
 class _Work:
     "Deal with answers: decode, store, record."
     def __init__(self, folder: Path, run, bases: list[dict], limits: Limits, optout: OptOut):
@@ -190,10 +190,11 @@ class _Work:
     def heard(self, hosts: list[dict]) -> None:
         "Note what robots.txt closes, for people and for the result."
         closed, urls = sum(h['closed'] for h in hosts), sum(h['urls'] for h in hosts)
-        self.robots = dict(hosts=len(hosts), urls=urls, closed=closed, share=round(closed/max(1, urls), 4))
-        names = ', '.join(f'{h["host"]} ({h["closed"]} of {h["urls"]})' for h in hosts[:3] if h['closed'])
-        then = f' They are skipped as opted_out, or failed where a host could not be reached: {names}.' if closed else ''
-        if urls: self.said.append(f'robots.txt was read on {len(hosts)} host{"s"*(len(hosts) > 1)}: it closes {closed:,} of {urls:,} URLs ({closed/urls:.1%}).{then}')
+        n = sum(h.get('hosts', 1) for h in hosts)
+        self.robots = dict(hosts=n, urls=urls, closed=closed, share=round(closed/max(1, urls), 4))
+        names = ', '.join(f'{h["host"]} ({h["closed"]} of {h["urls"]})' for h in hosts[:3] if h['closed'] and 'host' in h)
+        then = f' They are skipped as opted_out, or failed where a host could not be reached{": "*bool(names)}{names}.' if closed else ''
+        if urls: self.said.append(f'robots.txt was read on {n} host{"s"*(n > 1)}: it closes {closed:,} of {urls:,} URLs ({closed/urls:.1%}).{then}')
 
     def reuse(self) -> int:  # rows served
         "Serve rows whose URL is already there under another label, without a request."
@@ -391,7 +392,7 @@ def _copy_lists(p: ListPlan, folder: Path) -> None:
         if old != data: write_atomic(folder/'urls'/'replaced'/f'{target.stem}-{sha256_hex(old)[:8]}.csv', old)
         if old != data or not target.exists(): write_atomic(target, data)
 
-# %% ../nbs/14_ingest.ipynb #2b3762d8
+# %% ../nbs/14_ingest.ipynb #5c2ae1c4
 def _host_names(hosts: str | tuple) -> tuple[str, ...]:
     return tuple(h.strip() for h in (hosts.split(',') if isinstance(hosts, str) else hosts) if h.strip())
 
@@ -432,15 +433,20 @@ def ingest(
     user_agent: str='',                         # empty: vegc/<version>, with the dataset's contact
 ) -> IngestResult:
     "Fetch, verify and store what the lists name. Raises `VegcError`s; `TooManyFailures` at the end, with everything kept."
+    return _ingest(**locals(), source=lambda urls, work, opts: fetch_many(urls, work.handle, opts, work.heard))
+
+def _ingest(lists, dataset, *, max_per_class, max_size, subject, on_conflict, retry_failed, max_failures, max_pixels, min_side, max_aspect,
+            allow_hosts, source: Callable, **fetch) -> IngestResult:
+    "As `ingest`; `source(urls, work, opts)` hands over what is asked for."
     p = plan(lists, max_per_class=max_per_class)
     _check_same(dataset, sorted(p.rows.given_label.unique()))
-    opts = FetchOptions(max_bytes=max_bytes, deadline=deadline, tries=tries, per_host=per_host, concurrency=concurrency, allow_hosts=_host_names(allow_hosts), allow_files=allow_files,
-                        ignore_robots=ignore_robots, ignore_optout_headers=ignore_optout_headers, user_agent=user_agent)
+    opts = FetchOptions(allow_hosts=_host_names(allow_hosts), **fetch)
+    limits = Limits(500 if max_size is None else max_size, max_pixels, min_side, max_aspect)  # impossible ones are said before a folder is made
     ds = _dataset(dataset, subject, max_size=max_size, on_conflict=on_conflict)
     opts = replace(opts, contact=ds.config.contact)
     _copy_lists(p, ds.path)
     return _fill(ds, lambda done: _bases(p.rows), lambda old: _is_open(old, ds.path, retry_failed, opts),
-                 lambda urls, work: fetch_many(urls, work.handle, opts, work.heard), Limits(ds.config.max_size, max_pixels, min_side, max_aspect), max_failures)
+                 lambda urls, work: source(urls, work, opts), replace(limits, max_size=ds.config.max_size), max_failures)
 
 # %% ../nbs/14_ingest.ipynb #89a4f10e
 @dataclass
