@@ -44,7 +44,7 @@ def kill_one_worker_when(server, after, killed):
                 killed.append(p.pid)
 
 
-def comparable(ds): return ds.df[[c for c in ds.df if c != 'fetched_at']].fillna('')
+def comparable(ds): return ds.df[[c for c in ds.df if c != 'fetched_at']]
 
 
 def test_two_nodes_give_the_manifest_of_one_though_a_worker_is_killed(cluster, tmp_path):
