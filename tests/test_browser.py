@@ -2,6 +2,7 @@
 import json
 import os
 import signal
+import time
 
 import numpy as np
 import pandas as pd
@@ -208,12 +209,14 @@ def a_new_kernel_finds_every_decision_and_pages(notebook, ds, df):
     tab.locator('.vegc-cleaner .tile').nth(4).click()
     tab.keyboard.press('x')
     settle(notebook, 15)
-    notebook.ask('cleaner.finish()')
     want = before | {104: ('exclude', '')}
     assert standing(ds) == want
     labels = {p: g for i, (p, g) in enumerate(zip(df.path, df.given_label, strict=True)) if want.get(i, ('',))[0] != 'exclude'}
     labels |= {df.path[i]: label for i, (action, label) in want.items() if action == 'relabel'}
-    table = pd.read_csv(ds.path / 'cleaned.csv')
+    for _ in range(100):  # the list follows when the keys rest
+        table = pd.read_csv(ds.path / 'cleaned.csv')
+        if df.path[104] not in set(table.name): break
+        time.sleep(.1)
     assert dict(zip(table.name, table.label, strict=True)) == labels
     lines = [json.loads(line) for line in ds.decisions_path.read_text('utf-8').splitlines()]
     assert {r['who'] for r in lines if 'path' in r} == {'ana', 'file check'}

@@ -1,5 +1,6 @@
 """The cleaner without a browser: what it sends, in counts and bytes, and what each message does."""
 import ast
+import asyncio
 import builtins
 import importlib
 import json
@@ -214,6 +215,24 @@ def test_a_missing_and_a_damaged_file_are_tiles(few, heard):
     assert said(heard)[-1]['lost'] and heard[-1][2] == [b'']
     press(cleaner, do='zoom', id=5)
     assert len(heard[-1][2][0]) > 3000
+
+
+def test_lists_follow_when_the_keys_rest_and_after_a_kill(few):
+    ds, order = few
+    table = ds.path / 'cleaned.csv'
+
+    async def quick():
+        cleaner = ImageCleaner(order)
+        cleaner.finish_soon = lambda: type(cleaner).finish_soon(cleaner, .05)
+        for i in range(3): press(cleaner, do='decide', n=i, rows=[dict(id=i, action='exclude')])
+        assert not table.exists()
+        await asyncio.sleep(.4)
+        assert len(pd.read_csv(table)) == 37
+    asyncio.run(quick())
+    ImageCleaner(order).session.decide(order.path[9], 'exclude')  # and then killed
+    assert len(pd.read_csv(table)) == 37
+    ImageCleaner(order)
+    assert len(pd.read_csv(table)) == 36
 
 
 def test_what_goes_wrong_is_told_on_the_page(few, heard):

@@ -6,7 +6,8 @@
 __all__ = ['VIEW', 'ImageCleaner', 'session_of', 'matching', 'paged', 'Review', 'Thumbnails', 'GridCleaner', 'caption',
            'PlainCleaner']
 
-# %% ../nbs/42_widgets.ipynb #8cbcbfc3
+# %% ../nbs/42_widgets.ipynb #45339c2e
+import asyncio
 import html
 from collections import OrderedDict
 from importlib.resources import files
@@ -78,7 +79,7 @@ def paged(
         pages[-1] += group
     return pages
 
-# %% ../nbs/42_widgets.ipynb #99e15c71
+# %% ../nbs/42_widgets.ipynb #3f3ab76b
 class Review:
     "A session, and how far one has leafed through it."
     def begin(self, session: Session, page_size: int) -> None:
@@ -86,8 +87,9 @@ class Review:
         self.copies = [[session.at[p] for p in group] for group in session.groups]
         self.group_of = {i: k for k, group in enumerate(self.copies) for i in group}
         self.thumbs = Thumbnails(session.dataset.path, most=min(25_000, 2_400_000//page_size))
-        self.names = session.dataset.names
+        self.names, self._writing = session.dataset.names, None
         self.show_view(VIEW)
+        if self.behind(): write_lists(session.dataset)
 
     def show_view(self, view: dict[str, str]) -> None:
         "Choose filters; the first page of what they find."
@@ -119,8 +121,26 @@ class Review:
         return [(i, standing[p]['label']) for p, i in self.session.at.items() if standing.get(p, {}).get('action') == 'relabel']
 
     def finish(self) -> Path:  # cleaned.csv
-        "Write `cleaned.csv` and `labels.csv`."
+        "Write `cleaned.csv` and `labels.csv`; happens by itself two seconds after the last decision."
         return write_lists(self.session.dataset)
+
+# %% ../nbs/42_widgets.ipynb #3ac6e149
+from fastcore.basics import patch
+
+# %% ../nbs/42_widgets.ipynb #c93f39c3
+@patch
+def behind(self: Review) -> bool:
+    "Are the lists older than the log?"
+    log, table = self.session.dataset.decisions_path, self.session.dataset.path/'cleaned.csv'
+    return log.exists() and (not table.exists() or table.stat().st_mtime_ns < log.stat().st_mtime_ns)
+
+@patch
+def finish_soon(self: Review, seconds: float=2.) -> None:
+    "Write the lists when nothing more is decided for a while; outside a notebook somebody has to call `finish`."
+    try: loop = asyncio.get_running_loop()
+    except RuntimeError: return
+    if self._writing: self._writing.cancel()
+    self._writing = loop.call_later(seconds, write_lists, self.session.dataset)
 
 # %% ../nbs/42_widgets.ipynb #51a5bb8f
 class Thumbnails:
@@ -139,9 +159,6 @@ class Thumbnails:
             while self.held > self.keep: self.held -= len(self.known.popitem(last=False)[1][0])
         self.known.move_to_end(key)
         return self.known[key]
-
-# %% ../nbs/42_widgets.ipynb #3ac6e149
-from fastcore.basics import patch
 
 # %% ../nbs/42_widgets.ipynb #918c103a
 @patch
@@ -227,13 +244,14 @@ def _counts(self: GridCleaner) -> dict:
     progress, known = self.session.progress(), self.session.log.known
     return dict(progress=progress, can_undo=bool(known.steps), can_redo=bool(known.undone))
 
-# %% ../nbs/42_widgets.ipynb #d0eb58cb
+# %% ../nbs/42_widgets.ipynb #b1a4a38e
 @patch
 def _answer(self: GridCleaner, lines: list[dict], did: str, n: int | None=None) -> None:
     "Tell the page which decisions changed, and say it in words."
     ids = [self.session.at[r['path']] for r in lines if r['path'] in self.session.at]
     what = f'{len(lines)} pictures' if len(lines) != 1 else Path(lines[0]['path']).name
     self.send({'is': 'decided', 'n': n, 'decisions': self.decided(ids), 'said': f'{did}: {what}' if lines else f'{did}: nothing'} | self._counts())
+    self.finish_soon()
 
 @patch
 def _decide(self: GridCleaner, m: dict) -> None:
@@ -337,7 +355,7 @@ class PlainCleaner(Review, w.VBox):
 
     def __repr__(self) -> str: return f'PlainCleaner on {self.session!r}'
 
-# %% ../nbs/42_widgets.ipynb #69ccab62
+# %% ../nbs/42_widgets.ipynb #ebd18bca
 @patch
 def turn(self: PlainCleaner, by: int) -> None: self.show_page(self.page + by)
 
@@ -349,6 +367,7 @@ def refresh(self: PlainCleaner) -> None:
         with cell.hold_sync(): cell.show(None if i is None else self.facts(i), decisions.get(i))
     done = self.session.progress()
     self.status.value = f'page {self.page + 1} of {len(self.matched)} · {done["decided"]} decided, {done["left"]} left'
+    if self.behind(): self.finish_soon()
 
 @patch
 def keep_rest(self: PlainCleaner) -> None:
