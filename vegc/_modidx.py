@@ -75,6 +75,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                           'vegc.cli._quiet_warnings': ('cli.html#_quiet_warnings', 'vegc/cli.py'),
                           'vegc.cli._rate': ('cli.html#_rate', 'vegc/cli.py'),
                           'vegc.cli._report': ('cli.html#_report', 'vegc/cli.py'),
+                          'vegc.cli._review_page': ('cli.html#_review_page', 'vegc/cli.py'),
                           'vegc.cli._robots_text': ('cli.html#_robots_text', 'vegc/cli.py'),
                           'vegc.cli._rows': ('cli.html#_rows', 'vegc/cli.py'),
                           'vegc.cli._say': ('cli.html#_say', 'vegc/cli.py'),

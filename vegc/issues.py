@@ -19,7 +19,7 @@ from .features import cached_features, pixel_batches
 from .split import duplicate_pairs
 from .train import load_model, stage_info, stages
 
-# %% ../nbs/40_issues.ipynb #43246a0d
+# %% ../nbs/40_issues.ipynb #5b23050b
 def _compact(x: np.ndarray, dims: int=512) -> np.ndarray:
     "Standardised features in their strongest directions."
     from sklearn.decomposition import PCA
@@ -32,8 +32,8 @@ def out_of_fold(
     labels: np.ndarray,    # class numbers [n]; -1: no label to learn from, only to be predicted
     groups: np.ndarray,    # rows of one group stay in one fold [n]
     *,
-    folds: int=5,
-    c: float=.007,         # inverse strength of the regularisation
+    folds: int=10,
+    c: float=.01,          # inverse strength of the regularisation
     looks: int=2,          # 1: every label counts alike; 2: again, with those that the first look suspects counting less
     seed: int=0,
 ) -> np.ndarray:           # probabilities [n, classes], each row from models that saw neither it nor its group
@@ -47,7 +47,7 @@ def out_of_fold(
     with progress(total=looks*len(parts), desc='folds', unit='fold') as bar:
         for _ in range(looks):
             p = _folds(x, labels, parts, weight, c, bar)
-            weight = np.clip(p[np.arange(len(x)), labels]/.2, .05, 1)
+            weight = np.clip(p[np.arange(len(x)), labels]/.1, .05, 1)
     return p
 
 def _folds(x: np.ndarray, labels: np.ndarray, parts: list, weight: np.ndarray, c: float, bar) -> np.ndarray:
