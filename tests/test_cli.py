@@ -35,7 +35,7 @@ FUNCTIONS = {
     'train': ('vegc.train:train', {'as_json'}, set()),
     'evaluate': ('vegc.evaluate:evaluate', {'as_json', 'dataset', 'stage'}, {'dataset_or_model', 'stage_or_folder'}),
     'find-issues': ('vegc.issues:find_issues', {'as_json', 'csv'}, {'pred_probs', 'features'}),
-    'clean': ('vegc.clean:clean', {'as_json'}, set()),
+    'clean': ('vegc.clean:clean', {'as_json', 'page', 'worst', 'limit'}, set()),
     'compare': ('vegc.evaluate:compare', {'as_json'}, set()),
     'demo': ('vegc.demo:demo', {'as_json'}, set()),
     'report': ('vegc.report:report', {'as_json'}, set()),
@@ -287,3 +287,30 @@ def test_the_whole_road_with_random_resnet50_weights(dataset, photos, tmp_path):
     assert {'path', 'status', 'error_message', 'predicted_label', 'confidence', 'p_red', 'p_green', 'p_blue'} <= rows[0].keys()
     assert len(rows) == 33 and [r['path'] for r in rows] == [r['path'] for r in json.loads(done.stdout)['rows']]
     assert [Path(r['path']).name for r in rows if r['status'] != 'ok'] == ['short.png']
+
+
+def test_clean_hands_out_a_page_takes_in_what_comes_back_and_says_what_it_did(tmp_path):
+    import pandas as pd
+
+    from vegc.dataset import ImageDataset, manifest_frame, write_manifest
+    ds = ImageDataset(tmp_path / 'my set', subject='objects')
+    rows = [dict(key=str(i), url=f'u{i}', given_label='ab'[i % 2], status='ok', path=f'images/{i}.png', sha256=str(i), split='test' if i == 3 else 'train') for i in range(4)]
+    (ds.path / 'images').mkdir()
+    for r in rows: Image.new('RGB', (40, 30), (60, 20, 90)).save(ds.path / r['path'])
+    write_manifest(ds.manifest_path, manifest_frame(rows))
+    issues = pd.DataFrame(rows)[['path', 'url', 'given_label', 'split']].assign(predicted_label='a', label_score=.1, issue_types='label', score=.9, rank=[1, 2, 3, 4], confidence=[.99, .7, .6, .9], outlier=.1)
+    (ds.path / 'predictions').mkdir()
+    issues.to_parquet(ds.path / 'predictions/issues.parquet')
+    told = call('clean', ds.path, '--page', tmp_path / 'review.html', '--limit', 2)
+    assert told.exit_code == 0 and f"vegc clean '{ds.path}' --decisions FILE" in told.output
+    assert (tmp_path / 'review.html').read_text('utf-8').count('<article') == 2
+    (tmp_path / 'd.csv').write_text('path,action,label,who,why\nimages/1.png,relabel,a,ana,an a\n', 'utf-8')
+    told = call('clean', ds.path, '--decisions', tmp_path / 'd.csv')
+    assert 'an a' in told.output and '1 decisions written: 1 relabel' in told.output
+    assert 'Left alone: 1 decided so already' in call('clean', ds.path, '--decisions', tmp_path / 'd.csv').output
+    facts = json.loads(call('clean', ds.path, '--auto', .8, '--json').stdout)
+    assert [r['path'] for r in facts['rows']] == ['images/0.png'] and facts['left_alone'] == {'test pictures': 1, 'decided already': 1, 'not sure enough': 1}
+    table = json.loads(call('clean', ds.path, '--worst', 3, '--json').stdout)['rows']
+    assert [(r['rank'], r['decision'], r['who'], r['why']) for r in table][1] == (2, 'relabel → a', 'ana', 'an a') and 'looks like a' in table[2]['reason'] and table[2]['decision'] == 'undecided'
+    wrong = call('clean', ds.path, '--worst', 3, '--undo')
+    assert wrong.exit_code == 2 and 'Say one of' in wrong.output

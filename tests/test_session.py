@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from vegc import clean as module
-from vegc.clean import DecisionLog, Reading, Session, clean, worst
+from vegc.clean import DecisionLog, Reading, Session, clean, worst_table
 from vegc.core import DatasetError, DiskFullError, UsageError, VegcWarning
 from vegc.dataset import ImageDataset, manifest_frame, write_manifest
 
@@ -283,7 +283,7 @@ def test_a_step_of_clean_is_one_undo_and_its_own(ds, tmp_path):
     assert len(clean(ds, undo=True)) == len(done)
     assert actions(session.standing()) == {order.path[4]: ('keep', ''), order.path[5]: ('exclude', '')}
     assert session.undo()['path'] == order.path[5]
-    table = worst(ds, 3, order=order)
+    table = worst_table(ds, 3, order=order)
     assert table.reason.str.contains('looks like').all() and list(table['rank']) == [1, 2, 3]
 
 

@@ -47,7 +47,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                             'vegc.clean.reason': ('clean.html#reason', 'vegc/clean.py'),
                             'vegc.clean.rule_decisions': ('clean.html#rule_decisions', 'vegc/clean.py'),
                             'vegc.clean.thumbnail': ('clean.html#thumbnail', 'vegc/clean.py'),
-                            'vegc.clean.worst': ('clean.html#worst', 'vegc/clean.py'),
+                            'vegc.clean.worst_table': ('clean.html#worst_table', 'vegc/clean.py'),
                             'vegc.clean.write_lists': ('clean.html#write_lists', 'vegc/clean.py')},
             'vegc.cli': { 'vegc.cli._add': ('cli.html#_add', 'vegc/cli.py'),
                           'vegc.cli._clean': ('cli.html#_clean', 'vegc/cli.py'),

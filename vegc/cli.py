@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['app', 'main']
 
-# %% ../nbs/70_cli.ipynb #e7e4b2f1
+# %% ../nbs/70_cli.ipynb #7c7674f7
 import contextlib
 import functools
 import json
 import math
 import os
+import shlex
 import sys
 import traceback
 import warnings
@@ -373,7 +374,7 @@ def _evaluate(dataset: _Dataset, stage: Annotated[str, _option('Name of a stage.
     from vegc.evaluate import evaluate
     _show(_work(evaluate, _open(dataset), stage, split, labels=labels), as_json)
 
-# %% ../nbs/70_cli.ipynb #6aead772
+# %% ../nbs/70_cli.ipynb #6ba6f4cf
 @_verb('find-issues')
 def _find_issues(dataset: _Dataset, stage: Annotated[str | None, _option('Judge with the body of this stage, as it was before it saw a label.')]=None,
                  csv: Annotated[Path | None, _option('Also write the whole table to this file.', '--csv')]=None, as_json: _Json=False):
@@ -391,12 +392,28 @@ def _find_issues(dataset: _Dataset, stage: Annotated[str | None, _option('Judge 
 @_verb('clean')
 def _clean(dataset: _Dataset, decisions: Annotated[Path | None, _option('A CSV path,action,label,who,why.', '--decisions')]=None,
            auto: Annotated[float | None, _option('Decide by rule at this confidence; never on test pictures.', '--auto')]=None,
-           undo: Annotated[bool, _option('Take the last call back.', '--undo')]=False, as_json: _Json=False):
-    "Apply decisions about pictures; nothing is deleted."
-    from vegc.clean import clean
-    done = _work(clean, _open(dataset), decisions=decisions, auto=auto, undo=undo)
-    _show(done, as_json)
-    if not as_json: print(f'\n{len(done)} decisions written; cleaned.csv and labels.csv are up to date.')
+           undo: Annotated[bool, _option('Take the last call back.', '--undo')]=False,
+           page: Annotated[Path | None, _option('Write an HTML page to decide on without Python; it hands back a CSV for --decisions.', '--page')]=None,
+           worst: Annotated[int | None, _option('Only show so many of the worst pictures, why they are there and what became of them.', '--worst')]=None,
+           limit: Annotated[int, _option('With --page: how many pictures.')]=200, as_json: _Json=False):
+    "Apply decisions about pictures, or hand them out to decide on; nothing is deleted."
+    from vegc import clean
+    if sum([decisions is not None, auto is not None, undo, page is not None, worst is not None]) != 1:
+        raise UsageError('Say one of --decisions FILE, --auto CONFIDENCE, --undo, --page FILE, --worst N.')
+    if page is not None: return _review_page(dataset, page, limit, as_json)
+    if worst is not None: return _show(_work(clean.worst_table, _open(dataset), worst), as_json)
+    done = _work(clean.clean, _open(dataset), decisions=decisions, auto=auto, undo=undo)
+    alone = done.attrs['left_alone']
+    if as_json: return _show(dict(rows=_rows(done), left_alone=alone), as_json)
+    counts = ', '.join(f'{n} {action}' for action, n in done.action.value_counts().items())
+    print(f'{_table(done)}\n\n{len(done)} decisions written{f": {counts}" if counts else ""}; cleaned.csv and labels.csv are up to date.')
+    if alone: print('Left alone: ' + ', '.join(f'{n} {what}' for what, n in alone.items()) + '.')
+
+def _review_page(dataset: Path, page: Path, limit: int, as_json: bool):
+    from vegc.review import review_page
+    written = _work(review_page, _open(dataset), page, limit=limit)
+    if as_json: _show(dict(path=str(written), bytes=written.stat().st_size), as_json)
+    else: print(f'The review page is {written}; it opens in any browser. What it saves goes in with: vegc clean {shlex.quote(str(dataset))} --decisions FILE')
 
 @_verb('compare')
 def _compare(dataset: _Dataset, before: Annotated[str, typer.Argument(metavar='BEFORE', help='Name of a stage.')],
