@@ -25,8 +25,8 @@ from .core import UsageError
 from .fonts import Lettering, apply_lettering, lettering
 from .metrics import ENOUGH, Metrics, most_confused
 
-# %% ../nbs/51_plots.ipynb #8b6fe33a
-BLUE, RED, GREEN, YELLOW, GREY = '#4477aa', '#ee6677', '#228833', '#ccbb44', '#bbbbbb'
+# %% ../nbs/51_plots.ipynb #e843f4e2
+BLUE, RED, GREEN, YELLOW, GREY = '#0072b2', '#d55e00', '#009e73', '#f0e442', '#bbbbbb'
 
 def new_axes(
     ax: Axes | None,   # to draw into; None: those of a new figure
@@ -94,7 +94,7 @@ def plot_classes(
     alt = f'Bars: {int(total.sum())} pictures of {len(counts)} classes by split, from {int(total.min())} ({total.idxmin()}) to {int(total.max())} ({total.idxmax()}).' if len(counts) else 'No pictures.'
     return finish(ax, counts.iloc[::-1], alt, write)
 
-# %% ../nbs/51_plots.ipynb #10a9bfb3
+# %% ../nbs/51_plots.ipynb #054a05e0
 def plot_history(
     history: list[dict],          # as `learn.info.history`
     best: dict | None=None,       # the row whose weights were kept
@@ -104,7 +104,7 @@ def plot_history(
     h = pd.DataFrame(history)
     x = np.arange(1, len(h) + 1)
     if axes is None: _, axes = plt.subplots(1, 2, figsize=(9, 3), layout='constrained')
-    axes[0].plot(x, h.train_loss, color=YELLOW, marker='.', label='train')
+    axes[0].plot(x, h.train_loss, color='#888888', marker='.', label='train')
     axes[0].plot(x, h.valid_loss, color=BLUE, marker='.', label='valid')
     axes[0].set(title='Loss', xlabel='epoch')
     axes[0].legend(frameon=False)
