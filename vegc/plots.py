@@ -225,7 +225,7 @@ def _group_lines(ax: Axes, groups: list[str]) -> None:
         if groups[i] == groups[i - 1]: continue
         for line in (ax.axhline, ax.axvline): line(i - .5, color='black', lw=.7, alpha=.6)
 
-# %% ../nbs/51_plots.ipynb #04051321
+# %% ../nbs/51_plots.ipynb #1195834e
 def plot_most_confused(
     m: Metrics,
     k: int=10,
@@ -240,7 +240,7 @@ def plot_most_confused(
     ax.errorbar(t.rate, y, xerr=[t.rate - t.low, t.high - t.rate], fmt='none', ecolor='#444444', lw=1)
     ax.set_yticks(y, [write.pair(a, b) for a, b in zip(t.label, t.predicted_label, strict=True)])
     for i, (n, count, high) in enumerate(zip(t.n, t['count'], t.high, strict=True)): ax.text(high, i, f'  {count} of {n}', va='center', fontsize=8)
-    ax.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    ax.xaxis.set_major_formatter(PercentFormatter(1))
     ax.set(xlabel='share of the true class, 95 %', title='Most confused', xlim=(0, t.high.max()*1.25 if len(t) else 1))
     top = t.iloc[::-1]
     alt = 'Bars, largest first: ' + '; '.join(f'{a} as {b} {r:.1%}' for a, b, r in zip(top.label, top.predicted_label, top.rate, strict=True)) + '.' if len(t) else 'Nothing was confused.'
