@@ -139,7 +139,7 @@ def hash_pairs(
         found.append(pairs_frame(once[i], once[rows[i, k]], 'near', 1 - other[i, k]/(8*codes.shape[1])))
     return join_pairs(*found)
 
-# %% ../nbs/22_duplicates.ipynb #f13d3359
+# %% ../nbs/22_duplicates.ipynb #daaf94fb
 def whiten(
     x: np.ndarray,      # features [n, d]
     dims: int=256,      # principal axes kept, fewer where there are few pictures
@@ -151,7 +151,7 @@ def whiten(
     from sklearn.decomposition import PCA
     k = min(dims, x.shape[1], max(1, (len(x) - 1)//4))  # with few pictures the last axes would be noise
     some = np.sort(np.random.default_rng(seed).permutation(len(x))[:sample])
-    pca = PCA(k, svd_solver='covariance_eigh' if len(some) > x.shape[1] else 'full').fit(np.asarray(x[some], np.float32))
+    with np.errstate(invalid='ignore'): pca = PCA(k, svd_solver='covariance_eigh' if len(some) > x.shape[1] else 'full').fit(np.asarray(x[some], np.float32))
     spread = np.sqrt(np.maximum(pca.explained_variance_, 0))
     axes = (pca.components_.T/np.where(spread > 1e-4*spread.max(initial=1e-6), spread, np.inf)).astype(np.float32)
     res = np.empty((len(x), k), np.float32)

@@ -20,7 +20,7 @@ from .features import cached_features, stored_features
 from .images import ImageProblem, phash_mirrored
 from .models import WeightsError
 
-# %% ../nbs/23_split.ipynb #2bc3765e
+# %% ../nbs/23_split.ipynb #1c821ad3
 SPLITS = ('train', 'valid', 'test')
 
 def deal(
@@ -31,8 +31,8 @@ def deal(
 ) -> np.ndarray:              # for each group the number of its split
     "Deal one class's groups over the splits."
     sizes, have, shares = np.asarray(sizes), [float(h) for h in have], [float(s) for s in shares]
-    want = [s*(sum(have) + float(sizes.sum())) for s in shares]
     used, res = [s for s, share in enumerate(shares) if share > 0], np.zeros(len(sizes), int)
+    want = [share*(sum(have[s] for s in used) + float(sizes.sum())) for share in shares]  # a split that gets nothing does not count
     order = rng.permutation(len(sizes))
     order = order[np.argsort(-sizes[order], kind='stable')]
     for left, g in zip(range(len(order), 0, -1), order.tolist(), strict=True):
@@ -142,7 +142,7 @@ def _take_given(im: pd.DataFrame, given: pd.Series) -> None:
     chosen = best.map(dict(enumerate(SPLITS))).astype(object).where(rank.isna() | (rank == best), 'none')
     im['split'] = im.split.where(im.split.notna() | best.isna(), chosen)
 
-# %% ../nbs/23_split.ipynb #2e1cd037
+# %% ../nbs/23_split.ipynb #d70c094f
 def _deal_all(im: pd.DataFrame, shares: np.ndarray, rng: np.random.Generator) -> None:
     "Deal the groups that have no split, in place."
     im['class'] = pd.factorize(im.given_label, sort=True)[0]
@@ -152,7 +152,7 @@ def _deal_all(im: pd.DataFrame, shares: np.ndarray, rng: np.random.Generator) ->
     np.add.at(have, (im['class'][im.split.isin(SPLITS)], im.split[im.split.isin(SPLITS)].map(SPLITS.index)), 1)
     sizes = im[fresh].groupby(['number', 'class']).size().rename('size').reset_index()
     mixed = sizes.number.duplicated(keep=False)
-    total = have.sum(1) + np.bincount(sizes['class'], sizes['size'], n_classes)
+    total = have[:, shares > 0].sum(1) + np.bincount(sizes['class'], sizes['size'], n_classes)
     split_of = _deal_mixed(sizes[mixed], shares, have, total, rng)
     for c, part in sizes[~mixed].groupby('class'):
         dealt = deal(part['size'].to_numpy(), shares, have[c], rng)
@@ -210,7 +210,7 @@ class SplitCounts:
 
     def _repr_html_(self) -> str: return self.counts.to_html()
 
-# %% ../nbs/23_split.ipynb #c642ee54
+# %% ../nbs/23_split.ipynb #ac7c2a31
 def split(
     dataset: ImageDataset,
     *,
@@ -231,15 +231,17 @@ def split(
     images = before.assign(split=pd.NA, duplicate_group=pd.NA) if reassign else before
     n_open, seed = int(images.split.isna().sum()), dataset.config.seed if seed is None else seed
     if n_open:
-        source, shares = _given_splits(images, given, shares)
+        source, shares = _given_splits(dataset, images, given, shares)
         new = assign_splits(images.assign(source_split=source), find_groups(dataset, images, group_by), shares, seed)
         dataset.update(new, ['split', 'duplicate_group'])
         _note(dataset, before, images.assign(source_split=source), new, dict(shares=shares.round(6).tolist(), seed=seed, group_by=group_by, given=given, reassign=reassign))
     return split_counts(dataset, n_open, parts=int((shares > 0).sum()))
 
-def _given_splits(images: pd.DataFrame, given: str, shares: np.ndarray) -> tuple[pd.Series, np.ndarray]:
+def _given_splits(dataset: ImageDataset, images: pd.DataFrame, given: str, shares: np.ndarray) -> tuple[pd.Series, np.ndarray]:
     "The source's splits that count, and the shares by which the rest is dealt."
-    source = images.source_split.where(images.source_split.isin(SPLITS) & images.split.isna())
+    rank = dataset.df.path.to_frame().assign(rank=dataset.df.source_split.map({s: i for i, s in enumerate(SPLITS)}))
+    # one file may have come in several of the source's splits: test before valid before train
+    source = images.path.map(rank.groupby('path')['rank'].max()).map(dict(enumerate(SPLITS))).astype('string').where(images.split.isna())
     if given == 'merge': return source.mask(source.notna()), shares
     known = set(source.dropna()) | set(images.split.dropna())
     if shares[1] == 0 or 'valid' in known or 'test' not in known: return source, shares

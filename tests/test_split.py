@@ -1,0 +1,339 @@
+"""Splits: leak-free on pictures with planted copies, and put, whatever happens to the dataset afterwards."""
+import shutil
+import warnings
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+from pictures import CHANGES, changed, jpeg, scene
+from scipy.stats import binomtest
+
+from vegc.clean import clean
+from vegc.core import DatasetError, UsageError, VegcWarning
+from vegc.dataset import ImageDataset
+from vegc.features import cached_features
+from vegc.ingest import add
+from vegc.models import WeightsError
+from vegc.split import SPLITS, assign_splits, deal, duplicate_pairs, find_groups, folds, group_folds, split, split_counts, split_log
+
+SHARES = np.array([.7, .2, .1])
+
+
+def put(folder, label, name, im):
+    "A picture as a file in a folder a class."
+    (folder / label).mkdir(parents=True, exist_ok=True)
+    (folder / label / f'{name}.jpg').write_bytes(jpeg(im))
+
+
+def rate(k, n):
+    "A share with its 95 % interval, for the log."
+    low, high = binomtest(k, n).proportion_ci(method='wilson')
+    return f'{k} of {n}: {k / n:.3f} ({low:.3f} to {high:.3f})'
+
+
+# --- 150 pictures with planted copies -------------------------------------------------------------------------
+
+@pytest.fixture(scope='module')
+def planted(tmp_path_factory):
+    "150 pictures of five classes, and a copy of each, every fifth changed in another way."
+    root, rng = tmp_path_factory.mktemp('planted'), np.random.default_rng(0)
+    for i in range(150):
+        im, label = scene(i), f'class {i % 5}'
+        put(root / 'src', label, f'{i:03}', im)
+        put(root / 'src', label, f'{i:03}-{CHANGES[i % 7 % 5]}', changed(im, CHANGES[i % 7 % 5], rng))
+    add(root / 'src', root / 'ds', subject='objects')
+    ds = ImageDataset(root / 'ds')
+    with warnings.catch_warnings():
+        warnings.simplefilter('error', VegcWarning)  # no group is too large, no class too small
+        split(ds)
+    return ds
+
+
+def test_copies_of_150_pictures_are_grouped(planted):
+    "At least 95 % of the pairs in one group, at most 3 % in two splits, no group of more than five that are no copies."
+    im = planted.images.assign(number=lambda t: t.url.str.extract(r'/(\d+)')[0])
+    pairs = im.groupby('number').agg(groups=('duplicate_group', 'nunique'), splits=('split', 'nunique'), n=('path', 'size'))
+    assert (pairs.n == 2).all() and len(pairs) == 150
+    together, apart = int((pairs.groups == 1).sum()), int((pairs.splits > 1).sum())
+    strangers = im.groupby('duplicate_group').number.nunique()
+    print(f'grouped {rate(together, 150)}; in two splits {rate(apart, 150)}; largest group of strangers {strangers.max()}; groups of strangers {(strangers > 1).sum()}')
+    assert together >= .95 * 150 and apart <= .03 * 150 and strangers.max() <= 5
+
+
+def test_shares_of_that_split_are_kept(planted):
+    counts = split_counts(planted).counts[list(SPLITS)]
+    # sixty pictures a class, in pairs: nothing can be nearer than one pair
+    assert (counts.sub(counts.sum(axis=1), axis=0).abs().to_numpy() >= 0).all()
+    assert (counts - counts.sum(axis=1).to_numpy()[:, None] * SHARES).abs().to_numpy().max() <= 2
+
+
+def test_without_a_body_hashes_alone_do_and_say_so(planted, tmp_path, monkeypatch):
+    bare = ImageDataset(tmp_path / 'ds', subject='objects')
+    for part in ('images', 'manifest.parquet'): (bare.path / part).symlink_to(planted.path / part)
+
+    def no_body(*_, **__): raise WeightsError('no weights')
+    monkeypatch.setattr('vegc.split.cached_features', no_body)
+    with pytest.warns(VegcWarning, match=r'hash only, which misses crops.*vegc\[offline\]'): pairs = duplicate_pairs(bare, bare.images)
+    numbers = bare.images.assign(number=lambda t: t.url.str.extract(r'/(\d+)')[0])
+    found = numbers.number.to_numpy()[pairs.a] == numbers.number.to_numpy()[pairs.b]
+    crops = sum(i % 7 % 5 == 2 for i in range(150))
+    assert found.sum() >= .95 * (150 - crops)
+
+
+def test_a_large_group_is_named_with_what_to_do(tmp_path):
+    rng = np.random.default_rng(0)
+    for i in range(100): put(tmp_path / 'src', 'ab'[i % 2], i, scene(i))
+    for i in range(12): put(tmp_path / 'src', 'ab'[i % 2], f'again-{i}', changed(scene(5), ('resized', 'recompressed')[i % 2], rng))
+    add(tmp_path / 'src', tmp_path / 'ds', subject='objects')
+    with pytest.warns(VegcWarning, match=r'holds 1\d of 112 pictures .*vegc duplicates .*vegc clean.*--reassign'): split(ImageDataset(tmp_path / 'ds'))
+
+
+# --- nothing moves --------------------------------------------------------------------------------------------
+
+POOL, FAMILIES = 48, 16  # three pictures a family: the scene, and two copies of it
+
+
+@pytest.fixture(scope='module')
+def pool(tmp_path_factory):
+    "Pictures on disk, and a dataset that knows their features."
+    root, rng = tmp_path_factory.mktemp('pool'), np.random.default_rng(0)
+    for f in range(FAMILIES):
+        for k, im in enumerate([scene(f), changed(scene(f), 'resized', rng), changed(scene(f), 'mirrored', rng)]):
+            put(root / 'src', 'ab'[f % 2], f'{f:02}-{k}', im)
+    add(root / 'src', root / 'all', subject='objects')
+    cached_features(ImageDataset(root / 'all'), 'efficientnet_lite0', 160)
+    return root
+
+
+# no shrinking: an example takes a second, and the steps of a failing one are few
+@settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], phases=[Phase.explicit, Phase.reuse, Phase.generate])
+@given(st.lists(st.one_of(st.tuples(st.just('add'), st.lists(st.integers(0, POOL - 1), min_size=1, max_size=16)),
+                          st.tuples(st.sampled_from(['exclude', 'relabel', 'keep']), st.integers(0, POOL - 1)), st.tuples(st.just('again'), st.just(0)),
+                          st.tuples(st.just('undo'), st.just(0)), st.tuples(st.just('merge'), st.sampled_from(['', 'slug,merge_into\na,b\n', 'slug,drop\na,yes\n']))),
+                min_size=2, max_size=7), st.integers(0, 3))
+def test_no_split_changes_in_any_order(pool, tmp_path_factory, steps, seed):
+    "Add, fetch again, exclude, relabel, undo, merge and drop classes, in any order."
+    root = tmp_path_factory.mktemp('any')
+    ds = ImageDataset(root / 'ds', subject='objects', seed=seed)
+    (ds.path / 'features').symlink_to(pool / 'all/features')
+    files = sorted((pool / 'src').rglob('*.jpg'))
+    known = {}
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore', VegcWarning)
+        for what, which in [('add', [0, 1, 6, 9, 24, 27, 30]), *steps]:
+            if what == 'add':
+                for i in which:
+                    (root / 'src' / files[i].parent.name).mkdir(parents=True, exist_ok=True)
+                    shutil.copy(files[i], root / 'src' / files[i].parent.name)
+                add(root / 'src', ds)
+            elif what == 'again':  # a lost file is fetched again
+                (ds.path / ds.images.path[0]).unlink()
+                add(root / 'src', ds)
+            elif what == 'undo' and len(ds.decisions): clean(ds, undo=True)
+            elif what == 'merge': (ds.path / 'classes.csv').write_text(which or 'slug\na\nb\n')
+            elif what in ('exclude', 'relabel', 'keep') and len(ds.stored()):
+                path = ds.stored().path[which % len(ds.stored())]
+                (root / 'd.csv').write_text(f'path,action,label,who,why\n{path},{what},{"b" if what == "relabel" else ""},ana,looked\n')
+                clean(ds, decisions=root / 'd.csv')
+            split(ds)
+            im = ds.images
+            now = dict(zip(im.path, im.split, strict=True))
+            assert known == {p: now.get(p) for p in known}, 'a stored split changed'
+            known = now
+            assert im.split.notna().all()
+            family, used = im.url.str.extract(r'/(\d+)')[0], im.split.isin(SPLITS)
+            assert im[used].groupby('duplicate_group').split.nunique().max() <= 1, 'a group straddles'
+            assert im[used].groupby(family[used]).split.nunique().max() <= 1, 'copies straddle'
+            assert set(im.given_label) <= {'a', 'b'}
+    _shares_hold(im[used])
+
+
+def _shares_hold(im):
+    "What is off is less than the largest group, or, where pictures came late, what the groups that came first took."
+    for _, part in im.groupby('given_label'):
+        have = part.split.value_counts().reindex(SPLITS, fill_value=0).to_numpy()
+        assert np.abs(have - SHARES * have.sum()).max() <= 3 + 1e-9, have
+        if part.duplicate_group.nunique() >= 5: assert (have > 0).all()
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.lists(st.integers(0, 3), min_size=1, max_size=6)), min_size=1, max_size=60), st.integers(0, 9))
+def test_shares_and_coverage_of_any_groups(groups, seed):
+    "Every class with three groups is in every split; what a share is off is at most the largest group, and one picture where all are single."
+    rows = [(g, c) for g, (classes,) in enumerate(groups) for c in classes]
+    im = pd.DataFrame([dict(path=f'{i}', given_label=f'c{c}', split=None, duplicate_group=None, sha256=f'{i:064}') for i, (_, c) in enumerate(rows)])
+    numbers = np.array([g for g, _ in rows])
+    im['split'] = assign_splits(im, numbers, SHARES, seed).split
+    assert im.split.isin(SPLITS).all() and im.groupby(numbers).split.nunique().max() == 1
+    for _, part in im.groupby('given_label'):
+        mine = numbers[part.index]
+        if len(set(mine)) >= 3 and np.bincount(np.unique(numbers, return_inverse=True)[1]).max() == 1: assert part.split.nunique() == 3
+        if pd.Series(numbers).map(im.groupby(numbers).given_label.nunique()).max() == 1:
+            if len(set(mine)) >= 3: assert part.split.nunique() == 3
+            off = part.split.value_counts().reindex(SPLITS, fill_value=0).to_numpy() - SHARES * len(part)
+            if len(set(mine)) >= 10: assert np.abs(off).max() <= max(1, np.bincount(mine).max())
+
+
+def test_half_a_point_where_group_sizes_allow():
+    rng = np.random.default_rng(0)
+    for n in (200, 500, 3000):
+        sizes = np.r_[rng.integers(2, 7, n // 30), np.ones(n - n // 10)]
+        off = np.bincount(deal(sizes, SHARES, np.zeros(3), rng), sizes, 3) / sizes.sum() - SHARES
+        assert np.abs(off).max() <= .005
+
+
+def test_a_class_of_three_mixed_groups_is_in_every_split():
+    "Its pictures are a minority in each of its groups, so no class deals them for its sake."
+    numbers = np.r_[np.repeat(np.arange(3), 5), np.arange(3, 63)]
+    label = ['rare' if i < 15 and i % 5 == 0 else 'usual' for i in range(75)]
+    for seed in range(20):
+        im = pd.DataFrame(dict(path=[str(i) for i in range(75)], given_label=label, split=None, duplicate_group=None, sha256=[f'{i:064}' for i in range(75)]))
+        assert set(assign_splits(im, numbers, SHARES, seed).split[im.given_label == 'rare']) == set(SPLITS)
+
+
+# --- given splits, groups by origin, the record -----------------------------------------------------------------
+
+def table(tmp_path, rows, **config):
+    "A dataset of drawn pictures: (scene, label, given split) each; a negative number is the scene with other bytes."
+    for i, (number, label, part) in enumerate(rows):
+        im = scene(number) if number >= 0 else changed(scene(-number), 'recompressed', np.random.default_rng(0))
+        put(tmp_path / 'src' / part if part else tmp_path / 'src', label, f'{i:02}', im)
+    add(tmp_path / 'src', tmp_path / 'ds', subject='objects', **config)
+    return ImageDataset(tmp_path / 'ds')
+
+
+@pytest.fixture
+def hashed(monkeypatch):
+    "Hashes are enough for these."
+    monkeypatch.setattr('vegc.split._features_of', lambda *_: None)
+
+
+def test_given_splits_are_kept_or_merged(tmp_path, hashed):
+    ds = table(tmp_path, [(i, 'ab'[i % 2], ['train', 'test', 'valid'][i % 3]) for i in range(30)])
+    split(ds)
+    assert (ds.images.split == ds.images.source_split).all() and split_log(ds).as_given.tolist() == [30]
+    split(ds, given='merge', valid=.2, test=0, reassign=True)
+    assert ds.images.split.value_counts().to_dict() == {'train': 24, 'valid': 6}
+    log = split_log(ds)
+    assert log.given.tolist() == ['keep', 'merge'] and log.reassign.tolist() == [False, True] and log.changed[1] > 0
+    assert log.shares[1] == [.8, .2, 0] and log.seed.tolist() == [42, 42] and log.tool[0].startswith('vegc ')
+
+
+def test_a_source_without_a_validation_part_gets_one_out_of_train(tmp_path, hashed):
+    ds = table(tmp_path, [(i, 'ab'[i % 2], ['train', 'test'][i % 3 == 0]) for i in range(36)])
+    with pytest.warns(VegcWarning, match='no validation part'): split(ds)
+    im = ds.images
+    assert (im.split[im.source_split == 'test'] == 'test').all() and im.split.value_counts().to_dict() == {'train': 20, 'test': 12, 'valid': 4}
+
+
+def test_a_source_that_leaks_keeps_its_test_part(tmp_path, hashed):
+    "Scenes 1 and 2 are in train and, with other bytes, in test; 3 and 4 are in train and, as the same file, in valid."
+    ds = table(tmp_path, [(i, 'a', 'train') for i in range(1, 10)] + [(-1, 'a', 'test'), (-2, 'a', 'test'), (3, 'a', 'valid'), (4, 'a', 'valid'), (11, 'a', 'valid')])
+    with pytest.warns(VegcWarning, match='2 pictures .* `none`'): split(ds)
+    im = ds.images
+    assert im.split.value_counts().to_dict() == {'train': 5, 'valid': 3, 'none': 2, 'test': 2}
+    assert im[im.split != 'none'].groupby('duplicate_group').split.nunique().max() == 1
+
+
+def test_groups_by_origin_and_copies_together(tmp_path, hashed):
+    ds = table(tmp_path, [(i, 'ab'[i % 2], '') for i in range(24)])
+    df = ds.df
+    df['creator'] = [f'photographer {i % 6}' if i < 18 else pd.NA for i in range(24)]
+    df['phash'] = df.phash.where(df.index != 23, df.phash[0])  # one without a creator is a copy of the first
+    from vegc.dataset import write_manifest
+    write_manifest(ds.manifest_path, df)
+    split(ds, group_by='creator')
+    im = ds.images
+    assert im.groupby('creator').split.nunique().max() == 1 and im.creator.notna().sum() == 18
+    twins = im[im.phash == df.phash[0]]
+    assert len(twins) == 2 and twins.split.nunique() == 1 and split_log(ds).group_by[0] == 'creator'
+    with pytest.raises(UsageError, match='No picture .* has a query'): split(ds, group_by='query', reassign=True)
+    with pytest.raises(UsageError, match='must be host'): split(ds, group_by='moon', reassign=True)
+
+
+def test_a_bridge_is_used_nowhere(tmp_path, hashed):
+    ds = table(tmp_path, [(i, 'a', '') for i in range(20)])
+    split(ds)
+    im = ds.images
+    one, other = im[im.split == 'train'].iloc[0], im[im.split == 'test'].iloc[0]
+    bridge = im.iloc[:1].assign(path='images/a/bridge.jpg', sha256='f' * 64, split=pd.NA, duplicate_group=pd.NA)
+    every = pd.concat([im, bridge], ignore_index=True)
+    links = np.arange(21)
+    links[[every.index[every.path == one.path][0], every.index[every.path == other.path][0]]] = 20
+    assert assign_splits(every, links, SHARES).split.tolist() == [*im.split, 'none']
+
+
+def test_what_was_together_stays_together(planted, tmp_path):
+    "Stored groups are links: when later pictures change what is similar, no stored group falls apart."
+    ds = ImageDataset(shutil.copytree(planted.path, tmp_path / 'ds'))
+    im = ds.images
+    ds.update(im.iloc[:2].assign(duplicate_group='together'), ['duplicate_group'])
+    numbers = find_groups(ds, ds.images)
+    assert numbers[0] == numbers[1]
+    assert pd.Series(numbers).groupby(ds.images.duplicate_group).nunique().max() == 1
+
+
+def test_counts_follow_merged_classes(planted, tmp_path):
+    ds = ImageDataset(shutil.copytree(planted.path, tmp_path / 'ds'))
+    (ds.path / 'classes.csv').write_text('slug,name,merge_into,drop\nclass 0,,one and two,\nclass 1,,one and two,\nclass 2,,,yes\n')
+    counts = split_counts(ds).counts
+    assert counts.index.tolist() == ['class 3', 'class 4', 'one and two'] and counts.loc['one and two'].sum() == 120
+    assert ds.vocab == ['class 3', 'class 4', 'one and two'] and set(ds.images.given_label) == {f'class {i}' for i in range(5)}
+
+
+# --- folds ------------------------------------------------------------------------------------------------------
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 40)), min_size=12, max_size=200), st.integers(2, 6), st.integers(0, 5))
+def test_folds_never_cut_a_group(rows, k, seed):
+    labels, groups = np.array([f'c{c}' for c, _ in rows]), np.array([g for _, g in rows])
+    if len(set(groups)) < k:
+        with pytest.raises(UsageError, match='cannot be dealt'): group_folds(labels, groups, k, seed)
+        return
+    fold = group_folds(labels, groups, k, seed)
+    assert pd.Series(fold).groupby(groups).nunique().max() == 1 and set(fold) == set(range(k))
+    assert (fold == group_folds(labels, groups, k, seed)).all()
+
+
+def test_folds_keep_the_classes(planted):
+    fold, im = folds(planted, 5), planted.images
+    assert pd.Series(fold).groupby(im.duplicate_group).nunique().max() == 1
+    assert pd.crosstab(im.given_label, fold).to_numpy().min() >= 10
+    assert (folds(planted, 5, parts=('train', 'valid')) == -1).sum() == (im.split == 'test').sum()
+
+
+# --- handing on -------------------------------------------------------------------------------------------------
+
+def test_export_and_hugging_face_say_the_same(planted, tmp_path, monkeypatch):
+    ds = ImageDataset(shutil.copytree(planted.path, tmp_path / 'ds'))
+    out = ds.export_folder(tmp_path / 'out')
+    labels = ds.labels
+    files = sorted(p.relative_to(out).as_posix() for p in out.rglob('*.jpg'))
+    assert files == sorted(f'{r.split}/{r.label}/{r.path.rpartition("/")[2]}' for r in labels.itertuples()) and len(files) == 300
+    assert all((ds.path / p).exists() for p in labels.path), 'copied, not moved'
+    assert pd.read_csv(out / 'labels.csv').path.map(lambda p: (out / p).exists()).all()
+    (out / files[0]).unlink()  # as if it had been stopped
+    ds.export_folder(out)
+    assert (out / files[0]).exists()
+    monkeypatch.setenv('HF_HUB_OFFLINE', '1')
+    monkeypatch.setenv('HF_DATASETS_CACHE', str(tmp_path / 'cache'))
+    hf = ds.to_hf()
+    assert {name: len(part) for name, part in hf.items()} == {'train': (labels.split == 'train').sum(), 'validation': (labels.split == 'valid').sum(),
+                                                              'test': (labels.split == 'test').sum()}
+    row = hf['test'][0]
+    assert row['image'].size == (200, 160) or row['image'].size[0] < 200
+    assert hf['test'].features['label'].int2str(row['label']) == labels.set_index('path').label[row['path']]
+
+
+def test_without_the_library_to_hf_says_what_to_install(planted, monkeypatch):
+    monkeypatch.setitem(__import__('sys').modules, 'datasets', None)
+    with pytest.raises(UsageError, match=r'vegc\[hf\]'): planted.to_hf()
+
+
+def test_export_never_overwrites(planted, tmp_path):
+    (tmp_path / 'out').mkdir()
+    (tmp_path / 'out/notes.txt').write_text('mine')
+    with pytest.raises(DatasetError, match='notes.txt'): planted.export_folder(tmp_path / 'out')
+    assert [p.name for p in (tmp_path / 'out').iterdir()] == ['notes.txt']
