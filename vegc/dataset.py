@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['MANIFEST', 'MANIFEST_COLUMNS', 'ACTIONS', 'OPTOUT_BITS', 'manifest_frame', 'write_manifest', 'read_manifest',
-           'read_jsonl', 'Journal', 'ImageDataset', 'Run', 'OptOut', 'Forgotten']
+           'read_jsonl', 'Journal', 'ImageDataset', 'Known', 'Run', 'OptOut', 'Forgotten']
 
-# %% ../nbs/12_dataset.ipynb #50de9fa3
+# %% ../nbs/12_dataset.ipynb #c7cc4720
 import hashlib
 import hmac
 import json
@@ -15,9 +15,12 @@ import re
 import secrets
 import shutil
 import time
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from itertools import islice
 from pathlib import Path
+from typing import NamedTuple
 from urllib.parse import urlsplit
 
 import filelock
@@ -80,29 +83,28 @@ def read_manifest(
         raise DatasetError(f'{path} is damaged ({reason}). Put a copy of it back, or move it away and run the same ingest again: '
                            'pictures that are already stored are kept.') from e
 
-# %% ../nbs/12_dataset.ipynb #b01f34de
+# %% ../nbs/12_dataset.ipynb #326b274d
 def read_jsonl(
     path: str | os.PathLike,  # one JSON object a line; may be absent
 ) -> list[dict]:
     "Read a journal; a torn last line is ignored. Raises `DatasetError` for a line that is damaged before the end."
-    path = Path(path)
-    if not path.exists(): return []
-    lines = path.read_bytes().split(b'\n')
-    rows = []
-    for i, line in enumerate(lines, 1):
-        if not line.strip(): continue
-        try: rows.append(json.loads(line))
-        except ValueError:
-            if i == len(lines): break
-            raise DatasetError(f'Line {i} of {path} is damaged; correct or remove that line and run the command again.') from None
-    return rows
+    return list(_json_lines(Path(path)))
+
+def _json_lines(path: Path) -> Iterator[dict]:
+    if not path.exists(): return
+    with open(path, 'rb') as f:
+        for i, line in enumerate(f, 1):
+            if not line.strip(): continue
+            try: yield json.loads(line)
+            except ValueError:
+                if not line.endswith(b'\n'): return  # torn
+                raise DatasetError(f'Line {i} of {path} is damaged; correct or remove that line and run the command again.') from None
 
 class Journal:
     "Append JSON lines to a file: flushed line by line, synced at least once a second."
     def __init__(self, path: str | os.PathLike, sync_every: float=1.):  # seconds
         self.path, self.sync_every, self.synced = Path(path), sync_every, time.monotonic()
-        torn = self.path.exists() and not self.path.read_bytes()[-1:] in (b'', b'\n')
-        if torn: self.path.write_bytes(self.path.read_bytes().rpartition(b'\n')[0] + b'\n')
+        if self.path.exists() and self.path.stat().st_size and self.path.read_bytes()[-1:] != b'\n': self.path.write_bytes(self.path.read_bytes().rpartition(b'\n')[0] + b'\n')
         self.file = open(self.path, 'ab', buffering=0)
 
     def add(self, row: dict) -> None:
@@ -163,21 +165,26 @@ class ImageDataset:
 # %% ../nbs/12_dataset.ipynb #3ac6e149
 from fastcore.basics import patch
 
-# %% ../nbs/12_dataset.ipynb #414ab71e
-def _overlay(df: pd.DataFrame, rows: list[dict]) -> pd.DataFrame:
-    "The manifest with a journal's rows put over it; the last word on a key counts, its place stays."
-    if not rows: return df
-    last = {r['key']: r for r in rows}
-    new = manifest_frame(list(last.values())).set_index('key', drop=False)
-    old = df.set_index('key', drop=False)
-    kept = old[~old.index.isin(new.index)]
-    order = [*old.index, *(k for k in new.index if k not in set(old.index))]
-    return pd.concat([kept, new]).loc[order].reset_index(drop=True)
+# %% ../nbs/12_dataset.ipynb #93eddd13
+def _journal_frame(path: Path, some: int=4000) -> pd.DataFrame:
+    "The last word of a journal on each key. Read some lines at a time: as dicts they take five times the memory of a table."
+    parts, lines = [], _json_lines(path)
+    while rows := list(islice(lines, some)): parts.append(manifest_frame(rows))
+    return pd.concat(parts, ignore_index=True).drop_duplicates('key', keep='last', ignore_index=True) if parts else manifest_frame([])
+
+def _overlay(df: pd.DataFrame, new: pd.DataFrame) -> pd.DataFrame:
+    "The manifest with a journal's rows put over it; the place of a key stays."
+    if df.empty or new.empty: return new if df.empty else df
+    place = pd.Index(df.key).get_indexer(new.key)
+    place[place < 0] = len(df) + np.arange((place < 0).sum())
+    kept = ~df.key.isin(new.key).to_numpy()
+    order = np.argsort(np.concatenate([np.flatnonzero(kept), place]), kind='stable')
+    return pd.concat([df[kept], new], ignore_index=True).iloc[order].reset_index(drop=True)
 
 @patch(as_prop=True)
 def df(self: ImageDataset) -> pd.DataFrame:
     "The manifest, one row per URL or file."
-    return _overlay(read_manifest(self.manifest_path), read_jsonl(self.journal_path))
+    return _overlay(read_manifest(self.manifest_path), _journal_frame(self.journal_path))
 
 @patch
 def failures(self: ImageDataset) -> pd.DataFrame:  # reason, count, example
@@ -295,7 +302,7 @@ def fingerprint(self: ImageDataset) -> str:  # 16 hexadecimal digits
     im = self.images
     return sha256_hex('\n'.join(sorted(im.sha256 + ' ' + im.given_label)).encode())[:16]
 
-# %% ../nbs/12_dataset.ipynb #4227bc13
+# %% ../nbs/12_dataset.ipynb #f3ad59c6
 @patch
 @contextmanager
 def lock(self: ImageDataset):
@@ -307,29 +314,39 @@ def lock(self: ImageDataset):
     try: yield
     finally: lock.release()
 
+class Known(NamedTuple):
+    "The little of a row that a run looks at again."
+    url: str
+    path: str | None = None
+    error_message: str | None = None
+    sha256_fetched: str | None = None
+    split: str | None = None
+    duplicate_group: str | None = None
+
 class Run:
-    "The rows of a dataset during a run: what is known so far, and a journal for what is new."
-    def __init__(self, rows: dict[str, dict], journal: Journal): self.done, self.journal = rows, journal
+    "The rows of a dataset during a run: a few words of each in memory, all of each in the journal."
+    def __init__(self, df: pd.DataFrame, journal: Journal):
+        columns = [[None if v is pd.NA else v for v in df[c]] for c in Known._fields]
+        self.known: dict[str, Known] = dict(zip(df.key, map(Known, *columns), strict=True))
+        self.journal, self.final = journal, None  # final: the whole manifest as it shall be written; None: with the journal over it
+
     def add(self, row: dict) -> None:
         "Record one row, replacing what was known of its key."
         self.journal.add(row)
-        self.done[row['key']] = row
+        self.known[row['key']] = Known(row['url'], row.get('path'), row.get('error_message'), None, row.get('split'), row.get('duplicate_group'))
 
-# %% ../nbs/12_dataset.ipynb #b9bd13f2
-def _records(df: pd.DataFrame) -> dict[str, dict]:
-    "Rows by key, without their empty cells."
-    return {r['key']: {k: v for k, v in r.items() if not pd.isna(v)} for r in df.to_dict('records')}
-
+# %% ../nbs/12_dataset.ipynb #d5d5429d
 @patch
 @contextmanager
 def run(self: ImageDataset):
     "Lock the dataset and collect rows; whatever ends the block, they are folded into the manifest. Raises `LockedError`."
     with self.lock():
-        run = Run(_records(self.df), Journal(self.journal_path))
+        run = Run(self.df, Journal(self.journal_path))
         try: yield run
         finally:
             run.journal.close()
-            if run.done: write_manifest(self.manifest_path, manifest_frame(list(run.done.values())))
+            final = self.df if run.final is None else run.final
+            if len(final): write_manifest(self.manifest_path, final)
             self.journal_path.unlink(missing_ok=True)
 
 @patch
@@ -478,7 +495,7 @@ def _trained_on(folder: Path, gone: set[str]) -> list[str]:
     "Stages that have seen pictures with these hashes."
     return sorted(p.parent.name for p in (folder/'models').glob('*/stage.json') if gone & set(json.loads(p.read_text('utf-8')).get('trained_on', ())))
 
-# %% ../nbs/12_dataset.ipynb #e3279725
+# %% ../nbs/12_dataset.ipynb #c7979768
 def _asked_for(what: tuple[str, ...]) -> OptOut:
     try: return OptOut(list(what), source='a request')
     except DatasetError as e: raise UsageError(str(e).replace('Line', 'Item').replace(' of optout.txt', '')) from None
@@ -511,7 +528,8 @@ def _remove(self: ImageDataset, rows: pd.DataFrame) -> Forgotten:
     write_atomic(note, json.dumps(dict(key=out.key, forgotten=sorted(old.forgotten | {out.keyed(v) for v in named}))))
     shas, paths = set(rows.sha256.dropna()), set(rows.path.dropna())
     shown = [p for p in self.path.glob('*.html') if b'content="vegc' in p.open('rb').read(1000)]
-    files = [p for p in self.path.rglob('*') if p.is_file() and any(s[:16] in p.name for s in shas)] + shown * bool(paths)
+    named = [s[:16] for s in shas if len(s) == 64]
+    files = {p for p in self.path.rglob('*') if p.is_file() and any(s in p.name for s in named)} | {self.path/p for p in paths if (self.path/p).exists()} | set(shown if paths else ())
     for p in files: p.unlink()
     _drop_features(self.path, shas)
     _drop_rows(self.path, paths)

@@ -6,7 +6,7 @@
 __all__ = ['PLACEHOLDER_URLS', 'Limits', 'OptedOut', 'store', 'settle', 'IngestResult', 'TooManyFailures', 'write_attribution',
            'ask_robots', 'ingest', 'add']
 
-# %% ../nbs/14_ingest.ipynb #a4bdea8a
+# %% ../nbs/14_ingest.ipynb #33288cf3
 import asyncio
 import csv
 import io
@@ -15,8 +15,8 @@ import threading
 import unicodedata
 import warnings
 import zipfile
-from collections import Counter, defaultdict
-from collections.abc import Awaitable, Callable, Iterable
+from collections import defaultdict
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -29,7 +29,7 @@ from PIL import Image
 
 from .core import (DatasetError, UsageError, VegcError, disk_full_is_clear, progress, replacing, save_config, sha256_hex, table_text,
                        warn, write_atomic)
-from .dataset import MANIFEST_COLUMNS, ImageDataset, OptOut, read_jsonl
+from .dataset import MANIFEST_COLUMNS, ImageDataset, Known, OptOut, read_jsonl
 from .fetch import Fetched, FetchOptions, fetch_many, robots_survey, tool
 from .images import ImageProblem, Prepared, prepare
 from .lists import EXTRA_COLUMNS, SPLIT_NAMES, ListPlan, attribution_text, check_labels, plan, read_list, row_key
@@ -92,82 +92,108 @@ def _row(base: dict, got: Fetched, p: Prepared | None=None, path: str='', proble
         row |= dict(path=path, flags=';'.join(p.flags), bytes=len(p.data))
     return {k: v for k, v in row.items() if v not in (None, '', False)}
 
-# %% ../nbs/14_ingest.ipynb #b723977e
-def _groups(rows: list[dict]) -> list[list[dict]]:
-    "Rows that are one picture by URL or bytes, chains included."
-    parent = list(range(len(rows)))
-    def root(i):
-        while parent[i] != i: parent[i] = i = parent[parent[i]]
-        return i
-    seen = {}
-    for i, row in enumerate(rows):
-        for name in ('url', 'sha256_fetched', 'sha256'):
-            if (value := row.get(name)) is not None: parent[root(i)] = root(seen.setdefault((name == 'url', value), i))
-    res = defaultdict(list)
-    for i, row in enumerate(rows): res[root(i)].append(row)
-    return list(res.values())
+# %% ../nbs/14_ingest.ipynb #8868d2a6
+def _pictures(df: pd.DataFrame) -> np.ndarray:  # a number for each row
+    "Rows that are one picture by URL or bytes get one number, chains included: the smallest number spreads until nothing changes."
+    codes = [pd.factorize(df[c])[0] for c in ('url', 'sha256_fetched', 'sha256')]
+    res = np.arange(len(df))
+    while True:
+        new = res
+        for c in codes:
+            least = np.full(c.max(initial=-1) + 1, len(df))
+            np.minimum.at(least, c[c >= 0], new[c >= 0])
+            new = np.where(c >= 0, np.minimum(new, least[c]), new) if len(least) else new
+        if (new == res).all(): return res
+        res = new
 
-def _verdicts(group: list[dict], policy: str) -> list[tuple[str, str | None]]:
-    "Status and message for each row of one picture; the first row comes first in the lists."
-    labels = sorted({r['given_label'] for r in group})
-    if len(labels) == 1 or policy == 'all': return [('ok', None)]*len(group)
-    first, why = group[0]['given_label'], 'conflict: one picture under ' + ', '.join(labels)
-    if policy == 'review': return [('review', why)]*len(group)
-    return [('ok', None) if policy == 'first' and r['given_label'] == first else ('skipped', f'{why} ({policy})') for r in group]
+def _verdicts(df: pd.DataFrame, policy: str) -> tuple[pd.Series, pd.Series]:
+    "Status and message of each row; of one picture's rows the first comes first in the lists."
+    picture = _pictures(df)
+    by = df.given_label.groupby(picture)
+    shared = (by.transform('nunique') > 1) & (policy != 'all')
+    names = df.given_label[shared].groupby(picture[shared]).transform(lambda s: ', '.join(sorted(set(s)))).astype('string')
+    status, why = pd.Series('ok', df.index, dtype='string'), pd.Series(pd.NA, df.index, dtype='string')
+    out = shared & ((policy != 'first') | (df.given_label != by.transform('first')))
+    status[out] = 'review' if policy == 'review' else 'skipped'
+    why[out] = 'conflict: one picture under ' + names[out] + ('' if policy == 'review' else f' ({policy})')
+    return status, why
 
-# %% ../nbs/14_ingest.ipynb #7f37c107
+# %% ../nbs/14_ingest.ipynb #589bdf5d
 PLACEHOLDER_URLS = 4
 
 def settle(
-    rows: list[dict],   # manifest rows, in list order
+    df: pd.DataFrame,   # a manifest, in list order
     on_conflict: str,   # review | drop | first | all
-) -> list[dict]:        # those that change, changed
+) -> pd.DataFrame:      # the same rows; status, error_message and flags as they must be
     "Conflicts and placeholders over a whole manifest."
-    rows = [r for r in rows if r.get('path')]
-    places = defaultdict(set)
-    for r in rows: places[r.get('sha256_fetched')].add(r['url'])
-    changed = []
-    for group in _groups(rows):
-        for r, (status, why) in zip(group, _verdicts(group, on_conflict), strict=True):
-            flags = [f for f in r.get('flags', '').split(';') if f and f != 'placeholder']
-            flags += ['placeholder']*(len(places[r.get('sha256_fetched')]) >= PLACEHOLDER_URLS)
-            new = {k: v for k, v in (r | dict(status=status, error_message=why, flags=';'.join(flags))).items() if v}
-            if new != r: changed.append(new)
-    return changed
+    stored = df[df.path.notna()]
+    if stored.empty: return df
+    status, why = _verdicts(stored, on_conflict)
+    crowded = stored.groupby('sha256_fetched').url.transform('nunique') >= PLACEHOLDER_URLS
+    flags = stored['flags'].fillna('').str.replace(r'(^|;)placeholder', '', regex=True)
+    flags = flags.mask(crowded, flags + np.where(flags == '', 'placeholder', ';placeholder')).replace('', pd.NA)
+    res = df.copy()
+    res.loc[stored.index, 'status'], res.loc[stored.index, 'error_message'], res.loc[stored.index, 'flags'] = status, why, flags
+    return res
 
-# %% ../nbs/14_ingest.ipynb #700df4b9
-def _is_open(old: dict | None, folder: Path, retry_failed: bool, opts: FetchOptions) -> bool:
+# %% ../nbs/14_ingest.ipynb #c752a66d
+def _is_open(old: Known | None, folder: Path, retry_failed: bool, opts: FetchOptions) -> bool:
     "Is there still something to do for this row?"
     if old is None: return True
-    if old.get('path'): return not (folder/old['path']).exists()
-    code, _, why = old.get('error_message', '').partition(': ')
+    if old.path: return not (folder/old.path).exists()
+    code, _, why = (old.error_message or '').partition(': ')
     if code != 'opted_out': return retry_failed or code == 'rate_limited'
     if why.startswith('robots.txt'): return opts.ignore_robots or 'next run' in why
     return opts.ignore_optout_headers if why.startswith(('X-Robots-Tag', 'tdm-')) else retry_failed and why.startswith('optout.txt')
 
-def _bases(rows: pd.DataFrame) -> list[dict]:
-    "What the lists know of each row, without empty cells and columns that the manifest lacks."
-    cols = [c for c in rows.columns if c in MANIFEST_COLUMNS]
-    return [{k: v for k, v in zip(cols, r, strict=True) if not pd.isna(v)} for r in rows[cols].itertuples(index=False, name=None)]
+class _Wanted:
+    "Rows that are to be filled, by URL. Tuples: of 100,000 rows most wait for a while, and dicts would take four times the memory."
+    def __init__(self, rows: pd.DataFrame):  # key, url, given_label, more columns of the manifest
+        self.columns = [c for c in rows.columns if c in MANIFEST_COLUMNS]
+        self.by_url = defaultdict(list)
+        for row in rows[self.columns].itertuples(index=False, name=None): self.by_url[row[self.columns.index('url')]].append(row)
 
-# %% ../nbs/14_ingest.ipynb #4af17d8d
+    def __len__(self) -> int: return sum(map(len, self.by_url.values()))
+    def __iter__(self) -> Iterator[str]: return iter(list(self.by_url))
+
+    def of(self, url: str) -> list[dict]:
+        "What the lists know of the rows with this URL, without empty cells."
+        return [{k: v for k, v in zip(self.columns, row, strict=True) if not pd.isna(v)} for row in self.by_url.get(url, ())]
+
+    def drop(self, keys: set[str]) -> None:
+        "These rows are no longer wanted."
+        at = self.columns.index('key')
+        for url, rows in list(self.by_url.items()):
+            if left := [r for r in rows if r[at] not in keys]: self.by_url[url] = left
+            else: del self.by_url[url]
+
+    def pop(self, url: str) -> list[dict]:
+        "The same, and no longer wanted."
+        res = self.of(url)
+        self.by_url.pop(url, None)
+        return res
+
+# %% ../nbs/14_ingest.ipynb #294bf47b
 class _Work:
     "Deal with answers: decode, store, record."
-    def __init__(self, folder: Path, run, bases: list[dict], limits: Limits, optout: OptOut):
+    def __init__(self, folder: Path, run, wanted: _Wanted, limits: Limits, optout: OptOut):
         self.folder, self.run, self.limits, self.optout, self.said, self.robots = folder, run, limits, optout, [], {}
-        self.wanted, self.rows_done = defaultdict(list), 0
-        for b in bases: self.wanted[b['url']].append(b)
+        self.wanted, self.rows_done = wanted, 0
         self.pool, self.lock = ThreadPoolExecutor(os.cpu_count() or 2, 'vegc-decode'), threading.Lock()
 
     async def handle(self, got: Fetched) -> None:
         "Record every row that wanted this URL. Raises `DiskFullError`."
         bases = self.wanted.pop(got.url)
-        old = {b['key']: self.run.done.get(b['key'], {}) for b in bases}
-        bases = [b | {k: old[b['key']][k] for k in ('split', 'duplicate_group') if k in old[b['key']]} for b in bases]
+        bases = [b | self.lasting(b['key']) for b in bases]
         if not got.code and (why := self.optout and self.optout.of_url(got.final_url)): got.code, got.detail = 'opted_out', why
         if got.code: self.record([_row(b, got, problem=f'{got.code}: {got.detail}' if got.detail else got.code) for b in bases])
         else: await asyncio.get_running_loop().run_in_executor(self.pool, self.keep, got, bases)
         self.rows_done += len(bases)
+
+    def lasting(self, key: str) -> dict:
+        "What a row keeps when its picture is fetched again: its split and its group."
+        old = self.run.known.get(key)
+        return {k: v for k in ('split', 'duplicate_group') if old and (v := getattr(old, k))}
 
     def keep(self, got: Fetched, bases: list[dict]) -> None:
         "Store a picture and record its rows; both in one thread, so that no stop comes between the two."
@@ -196,17 +222,15 @@ class _Work:
         then = f' They are skipped as opted_out, or failed where a host could not be reached{": "*bool(names)}{names}.' if closed else ''
         if urls: self.said.append(f'robots.txt was read on {n} host{"s"*(n > 1)}: it closes {closed:,} of {urls:,} URLs ({closed/urls:.1%}).{then}')
 
-    def reuse(self) -> int:  # rows served
+    def reuse(self, df: pd.DataFrame) -> int:  # rows served
         "Serve rows whose URL is already there under another label, without a request."
-        good = {r['url']: r for r in self.run.done.values() if r.get('path')}
-        served = 0
-        for url in [u for u in self.wanted if u in good and (self.folder/good[u]['path']).exists()]:
-            for b in self.wanted.pop(url):
-                path = Path(good[url]['path'])
-                path = f'images/{b["given_label"]}/{path.name}'
-                _put(self.folder/path, (self.folder/good[url]['path']).read_bytes())
-                known = {k: v for k, v in good[url].items() if k not in (*EXTRA_COLUMNS, 'split', 'duplicate_group', 'error_message')}
-                self.record([known | b | {'path': path, 'status': 'ok'}])
+        good, served = df[df.path.notna() & df.url.isin(self.wanted.by_url.keys())], 0
+        for known in good.drop_duplicates('url').drop(columns=[*EXTRA_COLUMNS, 'split', 'duplicate_group', 'error_message']).to_dict('records'):
+            source = self.folder/known['path']
+            for b in self.wanted.pop(known['url']) if source.exists() else ():
+                path = f'images/{b["given_label"]}/{source.name}'
+                _put(self.folder/path, source.read_bytes())
+                self.record([{k: v for k, v in known.items() if not pd.isna(v)} | b | {'path': path, 'status': 'ok'}])
                 served += 1
         return served
 
@@ -271,28 +295,25 @@ class TooManyFailures(VegcError):
         super().__init__(f'{result.failed_share:.0%} of the rows failed, more than the {limit:.0%} that max_failures allows. Nothing was deleted; '
                          f'the reasons stand in the manifest, and retry_failed asks again.\n\n{result}')
 
-# %% ../nbs/14_ingest.ipynb #1f6c9fc2
-def _result(dataset: ImageDataset, rows: list[dict], **more: int) -> IngestResult:
+# %% ../nbs/14_ingest.ipynb #a35d2daa
+def _result(dataset: ImageDataset, df: pd.DataFrame, **more: int) -> IngestResult:
     "Count over these rows of the manifest."
-    status = Counter(r['status'] for r in rows)
-    counts = dict(rows=len(rows), **{s: status[s] for s in ('ok', 'failed', 'skipped', 'review')},
-                  images=len({r['path'] for r in rows if r['status'] == 'ok'}), **more)
-    bad = defaultdict(list)
-    for r in rows:
-        if r['status'] != 'ok': bad[r['error_message'].split(':')[0]].append(r['url'])
-    reasons = [dict(reason=k, count=len(v), example=v[0][:200]) for k, v in sorted(bad.items(), key=lambda kv: (-len(kv[1]), kv[0]))]
-    table = pd.crosstab(pd.Series([r['given_label'] for r in rows], name='class'), pd.Series([r['status'] for r in rows]))
+    status = df.status.value_counts()
+    counts = dict(rows=len(df), **{s: int(status.get(s, 0)) for s in ('ok', 'failed', 'skipped', 'review')},
+                  images=int(df.path[df.status == 'ok'].nunique()), **more)
+    bad = df[df.status != 'ok']
+    by = bad.url.groupby(bad.error_message.str.split(':').str[0])
+    reasons = [dict(reason=k, count=len(urls), example=urls.iloc[0][:200]) for k, urls in sorted(by, key=lambda kv: (-len(kv[1]), kv[0]))]
+    table = pd.crosstab(df.given_label.astype(object).rename('class'), df.status.astype(object))
     table = table.reindex(columns=['ok', 'review', 'skipped', 'failed'], fill_value=0).rename_axis(columns=None)
     table.insert(0, 'rows', table.sum(axis=1))
     return IngestResult(dataset, counts, reasons, table.reset_index())
 
-def _warn_of_classes(rows: list[dict]) -> None:
+def _warn_of_classes(df: pd.DataFrame) -> None:
     "One sentence for classes without a picture, one for classes with a single one."
-    images = {r['given_label']: set() for r in rows}
-    for r in rows:
-        if r.get('path'): images[r['given_label']].add(r['path'])
+    images = df.groupby('given_label').path.nunique()
     for n, what in ((0, 'no picture at all: every URL or file of theirs failed'), (1, 'a single picture, too few to train and to test on')):
-        if named := sorted(c for c, paths in images.items() if len(paths) == n): warn(f'{"Class" if len(named) == 1 else "Classes"} with {what}: {", ".join(named)}.', 5)
+        if named := sorted(images.index[images == n]): warn(f'{"Class" if len(named) == 1 else "Classes"} with {what}: {", ".join(named)}.', 5)
 
 # %% ../nbs/14_ingest.ipynb #48139cff
 _CREDIT = ['path', 'url', 'creator', 'license', 'license_url', 'landing_url']
@@ -307,11 +328,11 @@ def write_attribution(dataset: ImageDataset) -> Path | None:
     table = df[_CREDIT].assign(attribution=lines).drop_duplicates(['path', 'url']).sort_values(['path', 'url'])
     return write_atomic(dataset.path/'ATTRIBUTION.csv', table.to_csv(index=False, lineterminator='\n'))
 
-# %% ../nbs/14_ingest.ipynb #e3429687
+# %% ../nbs/14_ingest.ipynb #f439b78e
 def _fill(
     dataset: ImageDataset,
-    bases: Callable[[dict], list[dict]],     # from the rows known, the rows wanted
-    is_open: Callable[[dict | None], bool],  # is there something left to do for a row?
+    rows_for: Callable[[dict], pd.DataFrame],  # from what is known by key, the rows wanted
+    is_open: Callable[[Known | None], bool], # is there something left to do for a row?
     source: Callable,                        # (urls, work) -> coroutine that hands over every URL
     limits: Limits,
     max_failures: float,
@@ -322,20 +343,20 @@ def _fill(
     doubtful = _half_files(dataset)
     with dataset.run() as run:
         for half in doubtful: half.unlink()
-        rows = bases(run.done)
-        todo = [b for b in rows if is_open(run.done.get(b['key']))]
-        work = _Work(dataset.path, run, todo, limits, dataset.optout)
+        rows = rows_for(run.known)
+        todo = rows[[is_open(run.known.get(k)) for k in rows.key]]
+        work = _Work(dataset.path, run, _Wanted(todo), limits, dataset.optout)
         for tmp in (dataset.path/'images').glob('*/.tmp-*'): tmp.unlink()  # half files of a killed run; the lock is ours
         try:
             work.leave_out()
-            reused = work.reuse() if reuse else 0
-            requested = len(work.wanted)
-            _drive(work, source, sum(map(len, work.wanted.values())))
+            reused = work.reuse(dataset.df) if reuse and run.known else 0
+            requested = len(work.wanted.by_url)
+            _drive(work, source)
         finally:
             work.pool.shutdown(wait=True, cancel_futures=True)
-            if todo: _to_disk()
-            _settle_run(run, rows, dataset.config.on_conflict)
-        found = [run.done[b['key']] for b in rows]
+            if len(todo): _to_disk()
+            run.final = _settled(dataset, rows.key, run)
+        found = run.final[run.final.key.isin(rows.key)]
     dataset.write_labels()
     write_attribution(dataset)
     res = replace(_result(dataset, found, requested=requested, reused=reused, kept=len(rows) - len(todo)), robots=work.robots)
@@ -343,23 +364,23 @@ def _fill(
     if res.failed_share > max_failures: raise TooManyFailures(res, max_failures)
     return res
 
-# %% ../nbs/14_ingest.ipynb #c48b731f
-def _drive(work: _Work, source: Callable, total: int) -> None:
+# %% ../nbs/14_ingest.ipynb #b4e2eebb
+def _drive(work: _Work, source: Callable) -> None:
     "Let the source hand over its URLs, with a progress bar."
-    if not work.wanted: return
-    urls = list(work.wanted)
-    with warnings.catch_warnings(), progress(total=total, desc='pictures', unit='row') as bar:
+    if not (urls := list(work.wanted)): return
+    with warnings.catch_warnings(), progress(total=len(work.wanted), desc='pictures', unit='row') as bar:
         warnings.simplefilter('ignore', Image.DecompressionBombWarning)  # the shape is checked before anything is decoded
         def tick():
             while work.said: bar.write(work.said.pop(0))
             bar.update(work.rows_done - bar.n)
         _in_thread(lambda: source(urls, work), tick)
 
-def _settle_run(run, rows: list[dict], on_conflict: str) -> None:
-    "Settle the whole manifest. Answers come in any order; in the manifest the rows of these lists stand in theirs."
-    order = {b['key']: i for i, b in enumerate(rows)}
-    run.done = dict(sorted(run.done.items(), key=lambda kv: order.get(kv[0], -1)))
-    for row in settle(list(run.done.values()), on_conflict): run.add(row)
+def _settled(dataset: ImageDataset, keys: pd.Series, run) -> pd.DataFrame:
+    "The whole manifest, settled. Answers come in any order; in the manifest the rows of these lists stand in theirs."
+    run.known.clear()  # room for the table
+    df = dataset.df
+    order = np.argsort(pd.Index(keys).get_indexer(df.key), kind='stable')
+    return settle(df.iloc[order].reset_index(drop=True), dataset.config.on_conflict)
 
 # %% ../nbs/14_ingest.ipynb #84a2375d
 def _dataset(dataset: str | os.PathLike | ImageDataset, subject: str | None, **config) -> ImageDataset:
@@ -392,7 +413,7 @@ def _copy_lists(p: ListPlan, folder: Path) -> None:
         if old != data: write_atomic(folder/'urls'/'replaced'/f'{target.stem}-{sha256_hex(old)[:8]}.csv', old)
         if old != data or not target.exists(): write_atomic(target, data)
 
-# %% ../nbs/14_ingest.ipynb #5c2ae1c4
+# %% ../nbs/14_ingest.ipynb #f974ec2f
 def _host_names(hosts: str | tuple) -> tuple[str, ...]:
     return tuple(h.strip() for h in (hosts.split(',') if isinstance(hosts, str) else hosts) if h.strip())
 
@@ -445,7 +466,8 @@ def _ingest(lists, dataset, *, max_per_class, max_size, subject, on_conflict, re
     ds = _dataset(dataset, subject, max_size=max_size, on_conflict=on_conflict)
     opts = replace(opts, contact=ds.config.contact)
     _copy_lists(p, ds.path)
-    return _fill(ds, lambda done: _bases(p.rows), lambda old: _is_open(old, ds.path, retry_failed, opts),
+    for one in p.lists: one.entries.clear()  # they are in p.rows too
+    return _fill(ds, lambda known: p.rows, lambda old: _is_open(old, ds.path, retry_failed, opts),
                  lambda urls, work: source(urls, work, opts), replace(limits, max_size=ds.config.max_size), max_failures)
 
 # %% ../nbs/14_ingest.ipynb #89a4f10e
@@ -538,20 +560,19 @@ def _from_npz(src: Path, images: str, labels: str, class_map: str | os.PathLike 
     entries = [dict(url=f'{src.name}#{i}', given_label=names.get(v, v), source_split=SPLIT_NAMES.get((s or '').lower())) for i, (v, s) in enumerate(zip(y, parts, strict=True))]
     return _Local(entries, lambda url: _as_png(x[int(url.rpartition('#')[2])]))
 
-# %% ../nbs/14_ingest.ipynb #7d6351e2
-def _file_bases(src: _Local, done: dict[str, dict]) -> list[dict]:
+# %% ../nbs/14_ingest.ipynb #092c705f
+def _file_rows(src: _Local, known: dict[str, Known]) -> pd.DataFrame:
     "Rows for files, each with the key of its bytes' first or next occurrence."
     res, used = [], set()
     for e in src.entries:
         sha, n = None, 0
-        while (key := row_key(e['given_label'], e['url'], n)) in done or key in used:
-            old = done.get(key, {})
-            if key not in used and 'sha256_fetched' not in old: break  # it failed: try this file in its place
-            if key not in used and old['sha256_fetched'] == (sha := sha or _hash(src, e['url'])): break
+        while (key := row_key(e['given_label'], e['url'], n)) in known or key in used:
+            if key not in used and not known[key].sha256_fetched: break  # it failed: try this file in its place
+            if key not in used and known[key].sha256_fetched == (sha := sha or _hash(src, e['url'])): break
             n += 1
         used.add(key)
-        res.append({'key': key} | {k: v for k, v in e.items() if v})
-    return res
+        res.append({'key': key} | e)
+    return pd.DataFrame(res)
 
 def _hash(src: _Local, url: str) -> str:
     try: return sha256_hex(src.read(url))
@@ -573,7 +594,7 @@ async def _read_many(src: _Local, urls: Iterable[str], handle: Callable[[Fetched
             for _ in range(2*(os.cpu_count() or 2)): group.create_task(worker())
     except* Exception as e: raise e.exceptions[0] from None
 
-# %% ../nbs/14_ingest.ipynb #6c27364f
+# %% ../nbs/14_ingest.ipynb #ce2aa0ee
 def add(
     src: str | os.PathLike,                     # a folder with a folder a class, a CSV with path|url,label[,split], or an .npz of arrays
     dataset: str | os.PathLike | ImageDataset,  # made when it is not there
@@ -599,5 +620,5 @@ def add(
     check_labels(names)
     ds = _dataset(dataset, subject, on_conflict=on_conflict)
     check_labels([*ds.df.given_label.dropna().unique(), *names])
-    return _fill(ds, lambda done: _file_bases(found, done), lambda old: old is None or not old.get('path') or not (ds.path/old['path']).exists(),
+    return _fill(ds, lambda known: _file_rows(found, known), lambda old: old is None or not old.path or not (ds.path/old.path).exists(),
                  lambda urls, work: _read_many(found, urls, work.handle), Limits(ds.config.max_size, min_side=min_side), .6, reuse=False)

@@ -49,25 +49,26 @@ def _fill_shard(folder: str, keywords: dict) -> dict:  # what its robots.txt clo
         warnings.simplefilter('ignore')  # what there is to say is said once, over all shards
         return ingest(Path(folder)/'rows.csv', folder, max_failures=1, **keywords).robots
 
-# %% ../nbs/16_shards.ipynb #b35e655b
+# %% ../nbs/16_shards.ipynb #38057ed1
 def _take(work, folder: Path) -> None:
     "Move a shard's pictures and rows into the dataset that `work` fills."
+    taken = set()
     if (folder/'dataset.toml').exists():
         for row in ImageDataset(folder).df.to_dict('records'):
             row = {k: v for k, v in row.items() if not pd.isna(v)}
-            base = next((b for b in work.wanted.get(row['url'], ()) if b['key'] == row['key']), None)
+            base = next((b for b in work.wanted.of(row['url']) if b['key'] == row['key']), None)
             if base is None: continue
             if row.get('path'):
                 (work.folder/row['path']).parent.mkdir(parents=True, exist_ok=True)
                 if (folder/row['path']).exists(): os.replace(folder/row['path'], work.folder/row['path'])
                 row |= dict(status='ok')
-            old = work.run.done.get(row['key'], {})
-            work.record([row | base | {k: old[k] for k in ('split', 'duplicate_group') if k in old}])
-            work.wanted[row['url']].remove(base)
+            work.record([row | base | work.lasting(row['key'])])
             work.rows_done += 1
+            taken.add(row['key'])
+    work.wanted.drop(taken)
     shutil.rmtree(folder)
 
-# %% ../nbs/16_shards.ipynb #352e22a1
+# %% ../nbs/16_shards.ipynb #c3dd6cd4
 def _on_ray(shards: int | None, keywords: dict):
     "A source for `_ingest`: Ray tasks."
     import ray
@@ -76,7 +77,7 @@ def _on_ray(shards: int | None, keywords: dict):
         root = work.folder/'shards'
         for left in sorted(root.glob('*')): _take(work, left)
         n, dealt = shards or 4*max(1, int(ray.cluster_resources().get('CPU', 1))), defaultdict(list)
-        for url in urls: dealt[shard_of(url, n)] += work.wanted[url]
+        for url in work.wanted: dealt[shard_of(url, n)] += work.wanted.of(url)
         folders = [root/f'{i:05}' for i, rows in sorted(dealt.items()) if rows]
         for folder in folders: _write_shard(ImageDataset(work.folder), folder, dealt[int(folder.name)])
         running, heard = {task.remote(str(f.resolve()), keywords): f for f in folders}, []
