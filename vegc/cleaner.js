@@ -56,7 +56,8 @@ class Cleaner {
 
   // ---- what is on the screen
   build(el) {
-    const button = (text, key, act, title) => h('button', { type: 'button', title: key ? `${title || text} (${key})` : title, onclick: act },
+    const button = (text, key, act, title) => h('button', { type: 'button', title: key ? `${title || text} (${key})` : title,
+      onclick: (e) => { act(); if (e.detail && text !== '?') this.grid.focus({ preventScroll: true }); } }, // after a click of the mouse, keys go on working
       text, key ? h('kbd', { 'aria-hidden': 'true' }, key) : null);
     const select = (name, label) => h('label', {}, label, (this.box[name] = h('select', { 'aria-label': label, onchange: () => this.filter() })));
     this.box = {};
@@ -258,9 +259,9 @@ class Cleaner {
     this.unconfirmed.set(n, new Map(ids.map((id) => [id, this.decisions[id]])));
     rows.forEach((r) => { this.decisions[r.id] = [r.action, r.label, 'you', why || '']; });
     this.ask({ do: 'decide', n, rows, why });
-    const several = ids.length > 1;
+    const several = ids.length > 1, touched = new Set([...ids, ...this.selected]);
     this.selected.clear();
-    this.items.forEach((i) => this.paint(i.id));
+    touched.forEach((id) => this.paint(id));
     if (!several && why == null && ids[0] === this.items[this.active]?.id) this.advance();
     // a kernel that is busy answers late, one that is gone never
     setTimeout(() => { if (this.unconfirmed.has(n)) this.warn(`${this.unconfirmed.size === 1 ? 'One decision is' : `${this.unconfirmed.size} decisions are`} not on the disk yet: the kernel is busy, or gone. If it was restarted, run the cell again; only what is pale here is missing.`); }, 5000);
@@ -284,7 +285,10 @@ class Cleaner {
 
   // ---- finding one's way
   filter() { this.ask({ do: 'show', page: 0, view: Object.fromEntries(Object.entries(this.box).map(([k, b]) => [k, b.value])) }); }
-  turn(by) { if (by > 0 ? this.page + 1 < this.pages : this.page > 0) this.ask({ do: 'show', page: this.page + by }); }
+  turn(by) {
+    if (by > 0 ? this.page + 1 < this.pages : this.page > 0) this.ask({ do: 'show', page: this.page + by });
+    else this.say.textContent = by > 0 ? 'This is the last page.' : 'This is the first page.';
+  }
   toggleHelp() { this.help.hidden = !this.help.hidden; this.buttons.keys.setAttribute('aria-expanded', String(!this.help.hidden)); }
 
   move(to, select = false) {

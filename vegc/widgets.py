@@ -6,7 +6,7 @@
 __all__ = ['VIEW', 'ImageCleaner', 'session_of', 'matching', 'paged', 'Review', 'Thumbnails', 'GridCleaner', 'caption',
            'PlainCleaner']
 
-# %% ../nbs/42_widgets.ipynb #45339c2e
+# %% ../nbs/42_widgets.ipynb #1a479c6a
 import asyncio
 import html
 from collections import OrderedDict
@@ -17,7 +17,7 @@ from typing import Any
 import ipywidgets as w
 import pandas as pd
 
-from .clean import Session, reason, thumbnail, write_lists
+from .clean import Session, kinds, reason, remarks, thumbnail, write_lists
 from .core import UsageError, VegcError
 from .dataset import ImageDataset
 
@@ -47,12 +47,10 @@ def _own_order(idxs, labels, dataset) -> pd.DataFrame:
     nothing = float('nan')
     return rows.assign(predicted_label=list(labels), label_score=nothing, issue_types='', score=nothing, rank=range(1, len(rows) + 1), confidence=nothing, outlier=nothing)
 
-# %% ../nbs/42_widgets.ipynb #86fd91bf
+# %% ../nbs/42_widgets.ipynb #1a503179
 VIEW = dict(view='pictures', label='', kind='', split='', state='')  # view: pictures or copies; state: '', left, done, keep, exclude, relabel
 
 def _split_name(split: Any) -> str: return 'in review' if pd.isna(split) else str(split)
-
-def _kinds(item: Any) -> list[str]: return [t for t in str(item.issue_types or '').split(';') if t]
 
 def matching(
     session: Session,
@@ -63,7 +61,7 @@ def matching(
     def fits(r):
         action = standing.get(r.path, {}).get('action', '')
         state = {'': True, 'left': not action, 'done': bool(action)}.get(view['state'], action == view['state'])
-        return state and view['label'] in ('', r.given_label) and view['split'] in ('', _split_name(r.split)) and (not view['kind'] or view['kind'] in _kinds(r))
+        return state and view['label'] in ('', r.given_label) and view['split'] in ('', _split_name(r.split)) and (not view['kind'] or view['kind'] in kinds(r))
     return [r.Index for r in session.items.itertuples() if fits(r)]
 
 def paged(
@@ -160,7 +158,7 @@ class Thumbnails:
         self.known.move_to_end(key)
         return self.known[key]
 
-# %% ../nbs/42_widgets.ipynb #918c103a
+# %% ../nbs/42_widgets.ipynb #c7981403
 @patch
 def facts(self: Review,
     i: int,   # position in the session's items
@@ -169,7 +167,7 @@ def facts(self: Review,
     r = self.session.items.iloc[i]
     known = self.session.pictures.loc[r.path]
     number = lambda v: None if pd.isna(v) else round(float(v), 4)  # noqa: E731
-    res = dict(id=i, path=r.path, name=Path(r.path).name, given=r.given_label, why=reason(r, self.names), also=reason(r, self.names, label=False), split=_split_name(r.split))
+    res = dict(id=i, path=r.path, name=Path(r.path).name, given=r.given_label, why=reason(r, self.names), also=remarks(r), split=_split_name(r.split))
     if not pd.isna(r.predicted_label) and r.predicted_label != r.given_label: res |= dict(guess=r.predicted_label, sure=number(r.confidence))
     if not pd.isna(known.width) and not pd.isna(known.height): res['size'] = f'{known.width} × {known.height}'
     if i in self.group_of:
@@ -182,8 +180,7 @@ def choices(self: Review) -> dict:
     "What the filters offer, each with its number of items; the classes with their names."
     items = self.session.items
     counted = lambda values: [[v, v, n] for v, n in sorted(pd.Series(values, dtype=object).value_counts().items())]  # noqa: E731
-    kinds = [k for r in items.itertuples() for k in _kinds(r)]
-    return dict(classes=[[c, self.names.get(c, c)] for c in self.session.classes], labels=counted(items.given_label), kinds=counted(kinds),
+    return dict(classes=[[c, self.names.get(c, c)] for c in self.session.classes], labels=counted(items.given_label), kinds=counted([k for r in items.itertuples() for k in kinds(r)]),
                 splits=counted([_split_name(s) for s in items.split]), copies=len(self.copies))
 
 @patch
