@@ -92,7 +92,7 @@ def _health(dataset: ImageDataset, copies: list[list[str]]) -> str:
     flagged = ', '.join(f'{n} flagged {f}' for f, n in flags.most_common()) or 'nothing is flagged'
     return (f'{len(copies)} groups of copies hold {sum(map(len, copies))} of {len(im)} pictures; {flagged}. The long side is {mid} px in the middle and {low} to {high} px for nine in ten.')
 
-# %% ../nbs/53_report.ipynb #1298108b
+# %% ../nbs/53_report.ipynb #3f484554
 _MEANING = dict(label='a model that has not seen the picture is surer of another name', exact='the same bytes as another picture', near='a copy of another picture, resized, cropped or recompressed',
                 conflict='one picture under several names: out of use until somebody decides', off_topic='unlike everything else here', blank='one colour, or a placeholder',
                 dark='hardly any light', tiny='fewer than 48 pixels on the short side', odd='more than three times as long as wide')
@@ -114,7 +114,7 @@ def _rights(dataset: ImageDataset) -> dict:
     rows = [dict(license=k, count=len(g), creators=int(g.creator.nunique()), hosts=', '.join(host[g.index].value_counts().index[:3])) for k, g in im.groupby(im.license.fillna('not known'))]
     if im.empty: said = 'There are no pictures.'
     elif not web.any(): said = f'The pictures were taken from files; for {int((~known).sum()):,} of {len(im):,} no license is recorded.'
-    else: said = f'{int(web.sum()):,} of {len(im):,} pictures came from {host.nunique():,} hosts; for {int((~known).sum()):,} no license is known.'
+    else: said = f'{int(web.sum()):,} of {len(im):,} pictures came from {host.nunique():,} host{"" if host.nunique() == 1 else "s"}; for {int((~known).sum()):,} no license is known.'
     return dict(rows=sorted(rows, key=lambda r: -r['count']) if known.any() else [], sentence=said, others=bool((web & ~known).any()))
 
 # %% ../nbs/53_report.ipynb #574218ad
@@ -148,7 +148,7 @@ def _against(table: pd.DataFrame, linear: pd.DataFrame | None) -> str:
     if d['low'] > 0: return f'It beats a linear model on frozen features ({points}).'
     return f'It is worse than a linear model on frozen features ({points}).' if d['high'] < 0 else f'No detectable difference from a linear model on frozen features ({points}).'
 
-# %% ../nbs/53_report.ipynb #ecfc64f2
+# %% ../nbs/53_report.ipynb #fad2df80
 def _confusion_facts(dataset: ImageDataset, m: Metrics, table: pd.DataFrame, thumbs: Thumbnails, facts: pd.DataFrame) -> dict:
     "Top confusions, the matrix, and all mistakes class by class."
     names, shared = dataset.names, shared_pairs(dataset.df[['url', 'given_label']])
@@ -170,10 +170,10 @@ def _confusion_facts(dataset: ImageDataset, m: Metrics, table: pd.DataFrame, thu
         mine = sorted(((b, paths) for (x, b), paths in (cells | sure).items() if x == a), key=lambda bp: (bp[0] == a, -len(bp[1])))
         if mine: mistakes.append(dict(name=say(a), wrong=sum(len(paths) for b, paths in mine if b != a), n=int((table.label == a).sum()), groups=[
             dict(id=key(a, b), name=say(b), right=a == b, count=len(paths), pictures=pictures[a, b]) for b, paths in mine]))
-    few = at[:100]
+    few, parted = at[:100], len(set(group)) > 1 and len(set(group)) < len(group)
     svg = matrix_svg(m.counts[np.ix_(few, few)], [say(m.classes[i]) for i in few], {(place[a], place[b]) for a, b in cells | sure}, support=m.counts.sum(1)[few],
-                     groups=[group[i] for i in few])
-    note = f'The {len(few)} most confused of {len(at)} classes.' if len(few) < len(at) else 'Lines part the groups.' if len(set(group)) > 1 else ''
+                     groups=[group[i] for i in few] if parted else [])
+    note = f'The {len(few)} most confused of {len(at)} classes.' if len(few) < len(at) else 'Lines part the groups.' if parted else ''
     return dict(confusions=top, mistakes=mistakes, matrix=svg, matrix_note=note)
 
 def _places(m: Metrics, facts: pd.DataFrame) -> tuple[np.ndarray, list[str]]:  # class numbers in order, group of each class
@@ -256,7 +256,7 @@ def _honesty(m: Metrics, facts: pd.DataFrame) -> dict:
     oof = f'Out of fold, a plain model agrees with {agree/judged:.1%} ({ends[0]:.1%}–{ends[1]:.1%}) of all {judged:,} labels: every picture judged by a model that has seen neither it nor its copies.' if judged else ''
     return dict(reliability=reliability_svg(t), sure_note=note, unsure=m.unsure.to_dict('records'), out_of_fold=oof)
 
-# %% ../nbs/53_report.ipynb #43568c09
+# %% ../nbs/53_report.ipynb #7428bd6f
 def _stage_facts(dataset: ImageDataset, stage: str, before: str | None, thumbs: Thumbnails, issues: pd.DataFrame | None) -> dict:
     "Everything about a trained stage."
     split, why = _split_for(dataset)
@@ -269,11 +269,12 @@ def _stage_facts(dataset: ImageDataset, stage: str, before: str | None, thumbs: 
             else 'Given → predicted with its probability, worst first. What is wrong, label or model, nobody else was asked: run vegc find-issues.')
     few = int((~m.per_class.enough & (m.per_class.n > 0)).sum())
     grouped = m.per_group is not None and len(m.per_group) > 1
+    families = grouped and facts.group[facts.group != ''].duplicated().any()  # a superclass of one class has no mistakes inside
     return dict(m=m, why_split=why, against=_against(table, linear) or sorry, ladder=ladder, worst=_tiles(worst, names, thumbs, besides=split), worst_note=note,
                 weakest=_weakest(dataset, facts, m), few=f'{few} of {len(m.per_class)} classes have fewer than {ENOUGH} {split} pictures: too few to say.' if few else '',
                 change=_change(dataset, stage, before, split), change_note='One stage so far. Clean, train again under another name, and name the older one: before=…, --before ….',
                 per={r['class']: r for r in m.per_class.to_dict('records')}, groups=m.per_group.to_dict('records') if grouped else [],
-                inside=errors_inside(m, facts.group.to_dict(), permutations=2000).sentence if grouped else '', why=_why(dataset, m, facts), card=_card(dataset, info, split, m),
+                inside=errors_inside(m, facts.group.to_dict(), permutations=2000).sentence if families else '', why=_why(dataset, m, facts), card=_card(dataset, info, split, m),
                 ) | _confusion_facts(dataset, m, table, thumbs, facts) | _curves(info.history, info.best) | _honesty(m, facts)
 
 def _card(dataset: ImageDataset, info, split: str, m: Metrics) -> dict[str, str]:
@@ -287,7 +288,9 @@ def _card(dataset: ImageDataset, info, split: str, m: Metrics) -> dict[str, str]
 def _fetched(dataset: ImageDataset) -> str:
     "Between which days."
     at = dataset.df.fetched_at.dropna()
-    return f'{at.min()[:10]} to {at.max()[:10]}' if len(at) else 'from files'
+    if at.empty: return 'from files'
+    first, last = at.min()[:10], at.max()[:10]
+    return first if first == last else f'{first} to {last}'
 
 # %% ../nbs/53_report.ipynb #f282b3bf
 def _health_facts(dataset: ImageDataset, thumbs: Thumbnails, issues: pd.DataFrame | None) -> dict:
