@@ -118,7 +118,7 @@ def _verdicts(df: pd.DataFrame, policy: str) -> tuple[pd.Series, pd.Series]:
     why[out] = 'conflict: one picture under ' + names[out] + ('' if policy == 'review' else f' ({policy})')
     return status, why
 
-# %% ../nbs/14_ingest.ipynb #589bdf5d
+# %% ../nbs/14_ingest.ipynb #67d67502
 PLACEHOLDER_URLS = 4
 
 def settle(
@@ -126,15 +126,15 @@ def settle(
     on_conflict: str,   # review | drop | first | all
 ) -> pd.DataFrame:      # the same rows; status, error_message and flags as they must be
     "Conflicts and placeholders over a whole manifest."
-    stored = df[df.path.notna()]
+    stored = df.loc[df.path.notna(), ['url', 'given_label', 'sha256', 'sha256_fetched', 'flags']]
     if stored.empty: return df
     status, why = _verdicts(stored, on_conflict)
     crowded = stored.groupby('sha256_fetched').url.transform('nunique') >= PLACEHOLDER_URLS
     flags = stored['flags'].fillna('').str.replace(r'(^|;)placeholder', '', regex=True)
     flags = flags.mask(crowded, flags + np.where(flags == '', 'placeholder', ';placeholder')).replace('', pd.NA)
-    res = df.copy()
-    res.loc[stored.index, 'status'], res.loc[stored.index, 'error_message'], res.loc[stored.index, 'flags'] = status, why, flags
-    return res
+    new = {c: df[c].copy() for c in ('status', 'error_message', 'flags')}
+    for column, values in zip(new.values(), (status, why, flags), strict=True): column[stored.index] = values
+    return df.assign(**new)
 
 # %% ../nbs/14_ingest.ipynb #c752a66d
 def _is_open(old: Known | None, folder: Path, retry_failed: bool, opts: FetchOptions) -> bool:
@@ -315,12 +315,12 @@ def _warn_of_classes(df: pd.DataFrame) -> None:
     for n, what in ((0, 'no picture at all: every URL or file of theirs failed'), (1, 'a single picture, too few to train and to test on')):
         if named := sorted(images.index[images == n]): warn(f'{"Class" if len(named) == 1 else "Classes"} with {what}: {", ".join(named)}.', 5)
 
-# %% ../nbs/14_ingest.ipynb #48139cff
+# %% ../nbs/14_ingest.ipynb #124fc746
 _CREDIT = ['path', 'url', 'creator', 'license', 'license_url', 'landing_url']
 
 def write_attribution(dataset: ImageDataset) -> Path | None:
     "Write ATTRIBUTION.csv, a line a stored picture and source; None, and no file, where no license or creator is known."
-    df = dataset.df
+    df = pd.read_parquet(dataset.manifest_path, columns=_CREDIT)
     df = df[df.path.notna() & (df.license.notna() | df.creator.notna())]
     if df.empty: return None
     words = {e['url']: e for f in sorted((dataset.path/'urls').glob('*.csv')) for e in read_list(f).entries if 'attribution' in e or 'title' in e}
@@ -328,7 +328,7 @@ def write_attribution(dataset: ImageDataset) -> Path | None:
     table = df[_CREDIT].assign(attribution=lines).drop_duplicates(['path', 'url']).sort_values(['path', 'url'])
     return write_atomic(dataset.path/'ATTRIBUTION.csv', table.to_csv(index=False, lineterminator='\n'))
 
-# %% ../nbs/14_ingest.ipynb #f439b78e
+# %% ../nbs/14_ingest.ipynb #24ece391
 def _fill(
     dataset: ImageDataset,
     rows_for: Callable[[dict], pd.DataFrame],  # from what is known by key, the rows wanted
@@ -356,7 +356,8 @@ def _fill(
             work.pool.shutdown(wait=True, cancel_futures=True)
             if len(todo): _to_disk()
             run.final = _settled(dataset, rows.key, run)
-        found = run.final[run.final.key.isin(rows.key)]
+        found = run.final.loc[run.final.key.isin(rows.key), ['url', 'given_label', 'status', 'error_message', 'path']]
+    run.final = None  # it is on the disk
     dataset.write_labels()
     write_attribution(dataset)
     res = replace(_result(dataset, found, requested=requested, reused=reused, kept=len(rows) - len(todo)), robots=work.robots)

@@ -1,0 +1,151 @@
+"""What getting pictures costs: fastai's three calls, img2dataset and vegc on one server on this machine, in paired rounds.
+
+    python nbs/bench/ingest_bench.py --photos DIR [--img2dataset PATH] [--rounds 3] [--out ingest.json]
+
+DIR holds a folder of JPEGs a class; any photographs will do. The figures in the docs are on the public "clothing dataset small"
+(CC0, 400×533). img2dataset needs an environment of its own: python -m venv E && E/bin/pip install img2dataset==1.47.0.
+CPU seconds are the operating system's, of the whole process with its children and the import; memory is the largest sum over its processes."""
+import argparse
+import asyncio
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import psutil
+from PIL import Image
+
+FASTAI = '''
+import sys, warnings; warnings.filterwarnings('ignore')
+from pathlib import Path
+from fastai.vision.utils import download_images, resize_images, verify_images
+from fastai.data.transforms import get_image_files
+lists, out = map(Path, sys.argv[1:])
+for f in sorted(lists.glob('*.csv')):
+    (out/f.stem).mkdir(parents=True)
+    download_images(out/f.stem, url_file=f, max_pics=10**6)
+    verify_images(get_image_files(out/f.stem)).map(Path.unlink)
+    resize_images(out/f.stem, max_size=500, dest=out/f.stem)
+'''
+
+
+class _Serve(asyncio.Protocol):
+    "Just enough HTTP to hand out what lies in memory, later if asked to."
+    files, latency = {}, 0.
+
+    def connection_made(self, transport): self.transport, self.rest = transport, b''
+
+    def data_received(self, data):
+        *asks, self.rest = (self.rest + data).split(b'\r\n\r\n')
+        for ask in asks:
+            body = self.files.get(ask.split(b' ', 2)[1].decode())
+            head = b'HTTP/1.1 200 OK\r\nContent-Type: image/jpeg\r\nContent-Length: %d\r\n\r\n' % len(body) if body else b'HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n'
+            send = (self.transport.write, head + (body or b''))
+            asyncio.get_running_loop().call_later(self.latency, *send) if self.latency else send[0](send[1])
+
+
+async def _serve(folder, latency):
+    _Serve.files = {f'/{p.name}': p.read_bytes() for p in Path(folder).iterdir()}
+    _Serve.latency = latency/1000
+    server = await asyncio.get_running_loop().create_server(_Serve, '127.0.0.1', 0, backlog=1000)
+    print(server.sockets[0].getsockname()[1], flush=True)
+    await server.serve_forever()
+
+
+def make_sets(photos, work):
+    "Two folders of files: photographs as they are, and a thousand that fit 500 pixels already. Gives class names by set."
+    files = sorted(p for p in Path(photos).glob('*/*') if p.suffix.lower() in ('.jpg', '.jpeg'))
+    for kind in ('shrink', 'fit'): (work/kind).mkdir()
+    for i, p in enumerate(files):
+        shutil.copy(p, work/'shrink'/f'{i}.jpg')
+        if i >= 1000: continue
+        im = Image.open(p).convert('RGB')
+        im.thumbnail((500, 500))
+        im.save(work/'fit'/f'{i}.jpg', quality=90)
+    return dict(shrink=[p.parent.name for p in files], fit=[p.parent.name for p in files[:1000]])
+
+
+def write_lists(folder, labels, port):
+    folder.mkdir()
+    for name in sorted(set(labels)): (folder/f'{name}.csv').write_text(''.join(f'http://127.0.0.1:{port}/{i}.jpg\n' for i, c in enumerate(labels) if c == name))
+    (folder/'all.txt').write_text(''.join(f'http://127.0.0.1:{port}/{i}.jpg\n' for i in range(len(labels))))
+
+
+def commands(lists, out, img2dataset):
+    "Each tool's command, and where its pictures are."
+    vegc = Path(sys.executable).with_name('vegc')
+    res = {'fastai': ([sys.executable, '-c', FASTAI, lists, out/'fastai'], out/'fastai'),
+           'vegc': ([vegc, 'ingest', lists, out/'vegc', '--subject', 'objects', '--allow-hosts', '127.0.0.1', '--per-host', '32', '--json'], out/'vegc'/'images')}
+    if img2dataset: res['img2dataset'] = ([img2dataset, '--url_list', lists/'all.txt', '--output_folder', out/'img2dataset', '--processes_count', '2', '--thread_count', '32', '--image_size', '500',
+                                           '--resize_mode', 'keep_ratio_largest', '--resize_only_if_bigger', 'True'], out/'img2dataset')
+    return res
+
+
+def measure(command):
+    "Wall and CPU seconds of a command with its children, and the largest sum of their memory in MB."
+    t, most = time.monotonic(), 0
+    process = subprocess.Popen(list(map(str, command)), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=os.environ | {'NO_ALBUMENTATIONS_UPDATE': '1'})
+    me = psutil.Process(process.pid)
+    while True:
+        pid, status, usage = os.wait4(process.pid, os.WNOHANG)
+        if pid: break
+        try: most = max(most, sum(p.memory_info().rss for p in [me, *me.children(recursive=True)]))
+        except psutil.Error: continue
+        time.sleep(.1)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    return dict(wall=time.monotonic() - t, cpu=usage.ru_utime + usage.ru_stime, memory=most/2**20, exit=process.returncode)
+
+
+def bench(photos, img2dataset=None, rounds=3, latencies=(0, 50)):
+    "A line a run: set, latency, round, tool, wall, cpu, memory, saved."
+    work, res = Path(tempfile.mkdtemp()), []
+    try:
+        for kind, labels in make_sets(photos, work).items():
+            for latency in latencies:
+                server = subprocess.Popen([sys.executable, __file__, '--serve', work/kind, '--latency', str(latency)], stdout=subprocess.PIPE, text=True)
+                try:
+                    write_lists(work/'lists', labels, int(server.stdout.readline()))
+                    for n in range(rounds):
+                        (work/'out').mkdir()
+                        for tool, (command, where) in commands(work/'lists', work/'out', img2dataset).items():
+                            found = measure(command)
+                            res.append(dict(set=kind, latency=latency, round=n, tool=tool, asked=len(labels), saved=sum(1 for p in where.rglob('*') if p.suffix in ('.jpg', '.png'))) | found)
+                            print(json.dumps(res[-1]), flush=True)
+                        shutil.rmtree(work/'out')
+                finally:
+                    server.kill()
+                    server.wait()
+                shutil.rmtree(work/'lists')
+    finally: shutil.rmtree(work)
+    return res
+
+
+def medians(rows):
+    "Medians over rounds, and their ratio to each peer's, by set and latency."
+    keys = dict.fromkeys((r['set'], r['latency']) for r in rows)
+    res = []
+    for kind, latency in keys:
+        some = [r for r in rows if (r['set'], r['latency']) == (kind, latency)]
+        of = lambda tool, what: statistics.median(r[what] for r in some if r['tool'] == tool)  # noqa: E731, B023
+        for tool in dict.fromkeys(r['tool'] for r in some):
+            line = dict(set=kind, latency_ms=latency, tool=tool, saved=int(of(tool, 'saved')), cpu_s=round(of(tool, 'cpu'), 1), wall_s=round(of(tool, 'wall'), 1), memory_mb=round(of(tool, 'memory')))
+            for what in ('cpu', 'wall', 'memory'): line[f'vegc/{what}'] = round(of('vegc', what)/of(tool, what), 2)
+            res.append(line)
+    return res
+
+
+if __name__ == '__main__':
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name, kw in {'photos': {}, 'img2dataset': {}, 'rounds': dict(type=int, default=3), 'latencies': dict(type=int, nargs='+', default=[0, 50]), 'out': dict(default='ingest.json'), 'serve': {}, 'latency': dict(type=float, default=0.)}.items():
+        parser.add_argument(f'--{name}', **kw)
+    args = parser.parse_args()
+    if args.serve: asyncio.run(_serve(args.serve, args.latency))
+    else:
+        rows = bench(args.photos, args.img2dataset, args.rounds, args.latencies)
+        Path(args.out).write_text(json.dumps(rows, indent=1))
+        for line in medians(rows): print(line)
