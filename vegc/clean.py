@@ -25,14 +25,14 @@ from .core import DatasetError, UsageError, disk_full_is_clear, sha256_hex, utc_
 from .dataset import ACTIONS, ImageDataset
 from .images import ImageProblem, load_rgb
 
-# %% ../nbs/41_clean.ipynb #90a27874
+# %% ../nbs/41_clean.ipynb #4f9dba14
 class Reading:
     "What the lines of a log amount to."
     def __init__(self):
         self.last_id, self.calls = 0, 0
         self.lines: dict[int, dict] = {}               # every decision ever made, by id
-        self.about: dict[str, list[int]] = {}          # path → ids that stand, oldest first
-        self.steps: dict[int, list[int]] = {}          # step → ids that stand, in the order of the steps
+        self.about: dict[str, dict[int, None]] = {}    # path → ids that stand, oldest first
+        self.steps: dict[int, dict[int, None]] = {}    # step → ids that stand, in the order of the steps
         self.undone: list[tuple[int, list[int]]] = []  # what redo would bring back, last undone at the end
 
     def read(self, line: dict) -> None:
@@ -47,21 +47,21 @@ class Reading:
         if 'redo' in line: self.undone = [u for u in self.undone if u[0] != line['redo']]
         elif step not in self.steps: self.undone.clear()  # a new decision ends what could be redone
         self.lines[i], self.calls = line, max(self.calls, line.get('call', 0))
-        self.about.setdefault(line['path'], []).append(i)
-        self.steps.setdefault(step, []).append(i)
+        self.about.setdefault(line['path'], {})[i] = None
+        self.steps.setdefault(step, {})[i] = None
 
 # %% ../nbs/41_clean.ipynb #3ac6e149
 from fastcore.basics import patch
 
-# %% ../nbs/41_clean.ipynb #b65f9b13
+# %% ../nbs/41_clean.ipynb #5499a68c
 @patch
 def _take_back(self: Reading, line: dict) -> None:
     "A line that undoes another; one that is not there, or is undone already, changes nothing."
     old = self.lines.get(line['undo'])
-    if old is None or old['id'] not in self.about.get(old['path'], []): return
+    if old is None or old['id'] not in self.about.get(old['path'], ()): return
     step = old.get('step', old['id'])
     for ids, key in ((self.about, old['path']), (self.steps, step)):
-        ids[key].remove(old['id'])
+        del ids[key][old['id']]
         if not ids[key]: del ids[key]
     if not self.undone or self.undone[-1][0] != step: self.undone.append((step, []))
     self.undone[-1][1].insert(0, old['id'])  # a step is taken back from its end
@@ -69,7 +69,7 @@ def _take_back(self: Reading, line: dict) -> None:
 @patch
 def in_force(self: Reading) -> dict[str, dict]:  # path → line
     "The standing decisions."
-    return {path: self.lines[ids[-1]] for path, ids in self.about.items()}
+    return {path: self.lines[next(reversed(ids))] for path, ids in self.about.items()}
 
 # %% ../nbs/41_clean.ipynb #29a635df
 class DecisionLog:
@@ -241,13 +241,12 @@ def decide(self: Session,
     "Decide on one picture; on the disk when the call returns. Raises `UsageError`, `DiskFullError`."
     return self.decide_all([dict(path=path, action=action, label=label, why=why, who=who)])[0]
 
-# %% ../nbs/41_clean.ipynb #d1f56c12
+# %% ../nbs/41_clean.ipynb #6462bbcf
 @patch
 def undo_all(self: Session) -> list[dict]:  # the decisions that were taken back
     "Take the last standing step back; nothing when there is none."
     with self.log.writing() as known:
-        ids = known.steps[next(reversed(known.steps))] if known.steps else []
-        return self._take_back(ids)
+        return self._take_back(list(known.steps[next(reversed(known.steps))]) if known.steps else [])
 
 @patch
 def _take_back(self: Session, ids: list[int]) -> list[dict]:
@@ -471,7 +470,7 @@ def clean(
     res.attrs['left_alone'] = {k: v for k, v in alone.items() if v}
     return res
 
-# %% ../nbs/41_clean.ipynb #f1d8bded
+# %% ../nbs/41_clean.ipynb #ce7568b2
 def _apply(session: Session, rows: list[dict]) -> tuple[list[dict], dict[str, int]]:
     "Write the decisions of one call as one step, marked with its number; what stands already is not said again."
     known, classes, standing = set(session.pictures.index), set(session.classes), session.standing()
@@ -496,7 +495,7 @@ def _apply_rules(session: Session, issues: pd.DataFrame, confidence: float) -> t
 def _undo_call(session: Session) -> list[dict]:
     "Take back all standing decisions of the last call."
     with session.log.writing() as known:
-        calls = {known.lines[ids[0]].get('call', 0): ids for ids in known.steps.values()}
+        calls = {known.lines[next(iter(ids))].get('call', 0): ids for ids in known.steps.values()}
         last = max(calls, default=0)
         if not last: raise UsageError('There is no call of clean to undo; single decisions are undone where they were made.')
         taken = session._take_back(list(calls[last]))
