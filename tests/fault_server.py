@@ -95,6 +95,7 @@ class FaultServer:
     async def on_limited(self, request):
         wait = request.query['wait']
         return web.Response(status=429, headers={'Retry-After': wait}) if self.first(request) or int(wait) > 99 else self.picture(request.raw_path)
+    async def on_sick(self, request): return web.Response(status=503, headers={'Retry-After': request.query['wait']})
     async def on_never(self, request): await asyncio.sleep(30)
 
     async def _stream(self, request, chunk, pause=0., **headers):

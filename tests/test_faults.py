@@ -18,7 +18,7 @@ FAULTS = {
     '/images?q=tbn:ANd9%2FGc+Q==&usqp=CAU': ('ok', 1),
     '/status/404': ('http_404', 1), '/status/403': ('http_403', 1), '/status/410': ('http_410', 1), '/status/204': ('http_204', 1),
     '/once-503/a': ('ok', 2), '/once-500/a': ('ok', 2), '/status/503': ('http_503', 3),
-    '/limited?wait=2': ('ok', 2), '/limited?wait=3600': ('rate_limited', 1),
+    '/limited?wait=2': ('ok', 2), '/limited?wait=3600': ('rate_limited', 1), '/sick?wait=3600': ('http_503', 1), '/sick?wait=0': ('http_503', 3),
     '/never': ('timeout', 1), '/drip': ('deadline', 1),
     '/reset': ('connection_reset', 3), '/short': ('incomplete', 3), '/once-reset': ('ok', 2), '/once-short': ('ok', 2), '/no-length': ('truncated', 1),
     '/hops/5': ('ok', 1), '/hops/30': ('too_many_redirects', 1), '/loop?a': ('redirect_loop', 1),

@@ -93,9 +93,9 @@ class FetchProblem(Exception):
         super().__init__(code, detail)
         self.code, self.detail, self.retry, self.wait = code, detail, retry, wait
 
-# %% ../nbs/13_fetch.ipynb #34eabeb2
+# %% ../nbs/13_fetch.ipynb #e7a0c261
 _ASCII = ''.join(map(chr, range(33, 127)))
-_PLAIN = re.compile(r'https?://[a-z0-9.-]+(:[1-9]\d{0,3})?/[!-"$-~]*')  # nothing to do for most
+_PLAIN = re.compile(r'https?://[a-z0-9.-]+(:[1-9]\d{0,3}|:[1-5]\d{4})?/[!-"$-~]*')  # nothing to do for most
 
 def check_url(
     url: str,  # as listed, or a redirect's target made absolute
