@@ -27,6 +27,7 @@ ALLOWED_OUTPUTS: dict[str, str] = {
     'nbs/54_interpret.ipynb': 'bright bars on noise, drawn in the notebook',
     'nbs/52_pictures.ipynb': "scikit-learn's handwritten digits, drawn as files in the notebook",
     'nbs/71_demo.ipynb': "scikit-learn's digits drawn by the program, partly on crops of scikit-learn's sample photographs of a temple and a flower",
+    'nbs/bench/split.ipynb': 'a chart of similarities; no photograph of those it was measured on',
     'nbs/studies/00_walkthrough.ipynb': "scikit-learn's digits drawn by the program, partly on crops of scikit-learn's sample photographs of a temple and a flower",
 }
 
