@@ -135,6 +135,9 @@ class FaultServer:
     async def on_hops(self, request):
         left = int(request.path.split('/')[2])
         return web.Response(status=302, headers={'Location': f'/hops/{left - 1}'}) if left else self.picture(request.raw_path)
+    async def on_slow_hops(self, request):
+        await asyncio.sleep(.5)
+        return web.Response(status=302, headers={'Location': f'/slow-hops/{int(request.path.split("/")[2]) - 1}'})
     async def on_loop(self, request): return web.Response(status=301, headers={'Location': '/loop?b' if request.query_string == 'a' else '/loop?a'})
     async def on_to(self, request): return web.Response(status=307, headers={'Location': request.raw_path.partition('?')[2]})
 

@@ -21,7 +21,7 @@ FAULTS = {
     '/limited?wait=2': ('ok', 2), '/limited?wait=3600': ('rate_limited', 1), '/sick?wait=3600': ('http_503', 1), '/sick?wait=0': ('http_503', 3),
     '/never': ('timeout', 1), '/drip': ('deadline', 1),
     '/reset': ('connection_reset', 3), '/short': ('incomplete', 3), '/once-reset': ('ok', 2), '/once-short': ('ok', 2), '/no-length': ('truncated', 1),
-    '/hops/5': ('ok', 1), '/hops/30': ('too_many_redirects', 1), '/loop?a': ('redirect_loop', 1),
+    '/hops/5': ('ok', 1), '/hops/30': ('too_many_redirects', 1), '/slow-hops/30': ('deadline', 1), '/loop?a': ('redirect_loop', 1),
     '/to?http://10.0.0.8/a.jpg': ('blocked_address', 1), '/to?http://169.254.169.254/latest/meta-data': ('blocked_address', 1),
     '/to?http://localhost:PORT/secret-name': ('blocked_address', 1), '/to?http://127.0.0.2:PORT/secret-2': ('blocked_address', 1),
     '/to?http://[::1]:PORT/secret-6': ('blocked_address', 1), '/to?http://[::ffff:127.0.0.1]:PORT/secret-4in6': ('blocked_address', 1),

@@ -430,7 +430,7 @@ class _Fetcher:
         else: host.tokens -= 1
         self.issue(host)
 
-# %% ../nbs/13_fetch.ipynb #536d51e1
+# %% ../nbs/13_fetch.ipynb #26af075f
 @patch
 async def work(self: _Fetcher) -> None:
     "Take tokens until there is nothing left to do."
@@ -475,7 +475,7 @@ async def ask(self: _Fetcher, host: _Host, job: _Job, res: Fetched) -> tuple[Fet
         else:
             self.resolver.check_literal(job.at)
             async with asyncio.timeout(job.left): target = await _hop(self.session, job, self.opts, res)
-    except Exception as e: problem = _problem(e, job.answered)
+    except Exception as e: problem = _problem(e, job.answered or bool(job.seen))  # after a redirect it is the whole that took too long
     job.left -= time.monotonic() - started
     _note(host, problem, job.answered, self.opts)
     return problem, target
