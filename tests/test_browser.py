@@ -63,7 +63,7 @@ def test_a_thousand_thumbnails_in_jupyterlab(lab, drawn):
     "One way through, in this order: what is decided first has to survive what comes later."
     ds, df = drawn
     notebook = Notebook(*lab, [CELL.format(path=str(ds.path), size=N)], viewport=dict(width=1280, height=900))
-    decide_by_key_and_mouse(notebook, ds)
+    decide_by_key_and_mouse(notebook, ds, df)
     look_at_filters_copies_and_zoom(notebook, ds)
     names_for_those_who_do_not_see_it(notebook)
     for theme in ('JupyterLab Dark', 'JupyterLab Light'): can_be_read(notebook, theme)
@@ -82,7 +82,7 @@ def settle(notebook, decided):
     notebook.tab.wait_for_function(f"() => document.querySelector('.vegc-cleaner .counter')?.textContent.startsWith('{decided:,} of')", timeout=20_000)
 
 
-def decide_by_key_and_mouse(notebook, ds):
+def decide_by_key_and_mouse(notebook, ds, df):
     tab, tile = notebook.tab, notebook.tab.locator('.vegc-cleaner .tile')
     tab.wait_for_function(f"() => document.querySelector('.vegc-cleaner')?.dataset.painted === '{N}'", timeout=60_000)
     assert tile.count() == N and tab.locator('.vegc-cleaner .tile.unreadable').count() == 2
@@ -111,6 +111,12 @@ def decide_by_key_and_mouse(notebook, ds):
     tab.keyboard.type('ωβ')
     tab.keyboard.press('Enter')
     settle(notebook, 11)
+    tile.nth(30).click()
+    tab.keyboard.press('w')
+    tab.keyboard.type('an Ω, clearly')
+    tab.keyboard.press('Enter')
+    tab.wait_for_function("() => document.querySelectorAll('.vegc-cleaner .tile')[30].querySelector('.mark').title.endsWith('by ana: an Ω, clearly')")
+    assert ds.decisions.set_index('path').why[df.path[30]] == 'an Ω, clearly'
     want |= {12: ('exclude', ''), 13: ('exclude', ''), 14: ('exclude', ''), 16: ('exclude', ''), 30: ('relabel', LABELS[2])}
     assert standing(ds) == want
     assert notebook.tab.locator('.jp-Cell').count() == 1, 'x is no command of the notebook'

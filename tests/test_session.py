@@ -161,7 +161,7 @@ def test_ten_thousand_pictures_stay_quick(tmp_path, monkeypatch):
 def test_a_file_unlinked_by_hand_is_removed_by_user(ds):
     order = order_of(ds)
     (ds.path / order.path[2]).unlink()
-    with pytest.warns(VegcWarning, match='1 pictures .* are gone'): session = Session(ds, order)
+    with pytest.warns(VegcWarning, match='Gone from .*: 1 of 8 pictures'): session = Session(ds, order)
     line = session.standing()[order.path[2]]
     assert (line['action'], line['who']) == ('exclude', 'file check') and line['why'].startswith('removed_by_user')
     assert order.path[2] not in set(pd.read_csv(session.close()).name) and order.path[2] not in set(ds.labels.path)

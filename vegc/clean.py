@@ -195,7 +195,7 @@ def _items(dataset: ImageDataset, order: pd.DataFrame | None, test: bool, known:
     shown = order.path.isin(known) & (test | (order.split != 'test').fillna(True).astype(bool))
     return order[shown].drop_duplicates('path').reset_index(drop=True)
 
-# %% ../nbs/41_clean.ipynb #c37bb282
+# %% ../nbs/41_clean.ipynb #54f69187
 def _note_removed(session: Session) -> None:
     "Record items whose file is gone; warns."
     root, standing = session.dataset.path, session.standing()
@@ -208,7 +208,7 @@ def _note_removed(session: Session) -> None:
     if 2*len(gone) > len(session.items): return warn(f'{len(gone)} of {len(session.items)} pictures are not in {root}; is the disk there? Nothing was recorded.', 4)
     with session.log.writing():
         session.log.append([dict(path=p, action='exclude', label='', why='removed_by_user: the file is gone') for p in new], who='file check')
-    warn(f'{len(new)} pictures of {root} are gone, first {new[0]}; they are recorded as excluded (removed_by_user).', 4)
+    warn(f'Gone from {root}: {len(new)} of {len(session.items)} pictures, first {new[0]}; recorded as excluded (removed_by_user).', 4)
 
 # %% ../nbs/41_clean.ipynb #f4a64c9b
 @patch
@@ -425,7 +425,7 @@ def _read_decisions(path: str | os.PathLike) -> list[dict]:
         res.append(dict(path=r['path'], action=action, label=r.get('label') or '', who=r.get('who') or None, why=r.get('why') or ''))
     return res
 
-# %% ../nbs/41_clean.ipynb #8b93da7d
+# %% ../nbs/41_clean.ipynb #7470db49
 def rule_decisions(
     issues: pd.DataFrame,   # as from `find_issues`
     confidence: float,      # 0–1: least probability of another label
@@ -444,8 +444,10 @@ def _left_alone(issues: pd.DataFrame, rows: list[dict], standing: dict[str, dict
     "How many pictures with an issue a rule did not act on, and why."
     acted = {r['path'] for r in rows}
     idle = issues[(issues.issue_types != '') & ~issues.path.isin(acted - standing.keys())]
-    test, decided = (idle.split == 'test').fillna(False), idle.path.isin(standing)
-    return {'test pictures': int(test.sum()), 'decided already': int((decided & ~test).sum()), 'not sure enough': int((~decided & ~test).sum())}
+    test, decided = (idle.split == 'test').fillna(False).astype(bool), idle.path.isin(standing)
+    ruled = idle.issue_types.str.contains('label|blank|off_topic')
+    rest = ~test & ~decided
+    return {'test pictures': int(test.sum()), 'decided already': int((decided & ~test).sum()), 'not sure enough': int((rest & ruled).sum()), 'of a kind no rule decides': int((rest & ~ruled).sum())}
 
 # %% ../nbs/41_clean.ipynb #4d4f7193
 def clean(

@@ -374,7 +374,7 @@ def _evaluate(dataset: _Dataset, stage: Annotated[str, _option('Name of a stage.
     from vegc.evaluate import evaluate
     _show(_work(evaluate, _open(dataset), stage, split, labels=labels), as_json)
 
-# %% ../nbs/70_cli.ipynb #6ba6f4cf
+# %% ../nbs/70_cli.ipynb #adff74c0
 @_verb('find-issues')
 def _find_issues(dataset: _Dataset, stage: Annotated[str | None, _option('Judge with the body of this stage, as it was before it saw a label.')]=None,
                  csv: Annotated[Path | None, _option('Also write the whole table to this file.', '--csv')]=None, as_json: _Json=False):
@@ -401,7 +401,10 @@ def _clean(dataset: _Dataset, decisions: Annotated[Path | None, _option('A CSV p
     if sum([decisions is not None, auto is not None, undo, page is not None, worst is not None]) != 1:
         raise UsageError('Say one of --decisions FILE, --auto CONFIDENCE, --undo, --page FILE, --worst N.')
     if page is not None: return _review_page(dataset, page, limit, as_json)
-    if worst is not None: return _show(_work(clean.worst_table, _open(dataset), worst), as_json)
+    if worst is not None:
+        table = _work(clean.worst_table, _open(dataset), worst)
+        # the reason says what the numbers say; JSON has both
+        return _show(table if as_json else table[['rank', 'path', 'split', 'reason', 'decision', 'who', 'why']], as_json)
     done = _work(clean.clean, _open(dataset), decisions=decisions, auto=auto, undo=undo)
     alone = done.attrs['left_alone']
     if as_json: return _show(dict(rows=_rows(done), left_alone=alone), as_json)
