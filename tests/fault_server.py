@@ -93,7 +93,7 @@ class FaultServer:
     async def on_once_503(self, request): return web.Response(status=503) if self.first(request) else self.picture(request.raw_path)
     async def on_once_500(self, request): return web.Response(status=500) if self.first(request) else self.picture(request.raw_path)
     async def on_limited(self, request):
-        wait = request.query['wait']
+        wait = request.query.get('wait', '2')
         return web.Response(status=429, headers={'Retry-After': wait}) if self.first(request) or int(wait) > 99 else self.picture(request.raw_path)
     async def on_sick(self, request): return web.Response(status=503, headers={'Retry-After': request.query['wait']})
     async def on_never(self, request): await asyncio.sleep(30)

@@ -8,6 +8,7 @@ from fault_server import FaultServer, closed_port, jpeg, write_lists
 
 from vegc.core import DatasetError, UsageError, VegcWarning
 from vegc.dataset import ImageDataset
+from vegc.fetch import is_public
 from vegc.images import load_rgb
 from vegc.ingest import TooManyFailures, ingest
 
@@ -89,6 +90,11 @@ def test_what_came_is_recorded(run):
 
 
 def test_no_private_address_was_connected_to(run): assert not [p for p in run[0].asked if p.startswith('/secret')]
+
+
+@pytest.mark.parametrize('address, public', [('8.8.8.8', True), ('10.1.2.3', False), ('100.64.0.1', False), ('169.254.169.254', False), ('224.0.0.1', False), ('0.0.0.0', False), ('fe80::1%eth0', False),
+                                             ('fd00::1', False), ('2001:4860:4860::8888', True), ('::ffff:10.0.0.1', False), ('64:ff9b::7f00:1', False), ('64:ff9b::808:808', True), ('2002:a00:1::', False), ('2002:808:808::', True)])
+def test_an_address_is_judged_by_what_it_leads_to(address, public): assert is_public(address) == public
 
 
 def test_reading_stops_at_the_cap(run):
