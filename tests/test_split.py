@@ -185,12 +185,14 @@ def test_half_a_point_where_group_sizes_allow():
 
 
 def test_a_class_of_three_mixed_groups_is_in_every_split():
-    "Its pictures are a minority in each of its groups, so no class deals them for its sake."
-    numbers = np.r_[np.repeat(np.arange(3), 5), np.arange(3, 63)]
-    label = ['rare' if i < 15 and i % 5 == 0 else 'usual' for i in range(75)]
-    for seed in range(20):
-        im = pd.DataFrame(dict(path=[str(i) for i in range(75)], given_label=label, split=None, duplicate_group=None, sha256=[f'{i:064}' for i in range(75)]))
-        assert set(assign_splits(im, numbers, SHARES, seed).split[im.given_label == 'rare']) == set(SPLITS)
+    "Each of its groups holds more pictures of another class, which has nothing in train yet and would send all three there."
+    label = ['usual'] * 20 + (['rare'] + ['usual'] * 5) * 3
+    numbers = np.r_[np.arange(20), 20 + np.repeat(np.arange(3), 6)]
+    stored = ['valid'] * 10 + ['test'] * 10 + [None] * 18
+    im = pd.DataFrame(dict(path=[str(i) for i in range(38)], given_label=label, split=stored, duplicate_group=None, sha256=[f'{i:064}' for i in range(38)]))
+    for seed in range(5):
+        done = assign_splits(im, numbers, SHARES, seed)
+        assert done.split[:20].tolist() == stored[:20] and set(done.split[im.given_label == 'rare']) == set(SPLITS)
 
 
 # --- given splits, groups by origin, the record -----------------------------------------------------------------
