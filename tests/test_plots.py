@@ -19,7 +19,7 @@ from vegc.ingest import add
 from vegc.interpret import ClassifierInterpretation, grad_cam
 from vegc.metrics import Metrics, metrics_of, most_confused
 from vegc.pictures import flat_map, plot_confused, plot_embedding, plot_mistakes, plot_samples, plot_top_losses, sparse_places
-from vegc.plots import (BLUE, GREEN, GREY, RED, YELLOW, alt_of, as_html, confusion_order, plot_accuracy_by_n, plot_classes, plot_confusion, plot_history, plot_lr,
+from vegc.plots import (BLUE, GREEN, GREY, RED, YELLOW, alt_of, as_html, confusion_order, finish, plot_accuracy_by_n, plot_classes, plot_confusion, plot_history, plot_lr,
                         plot_most_confused, plot_per_class, plot_precision_recall, plot_reliability, spread_out, table_of)
 
 matplotlib.use('Agg')
@@ -119,13 +119,19 @@ def test_what_is_drawn_is_the_table(dataset, table, m):
     ax = plot_top_losses(table, dataset.path, 5)
     assert table_of(ax).loss.tolist() == sorted(table.loss, reverse=True)[:5]
     assert [t.get_text().split('\n')[3] for t in ax.texts if 'loss' in t.get_text()] == [f'loss {v:.2f}' for v in table_of(ax).loss]
-    ax = plot_mistakes(table, dataset.path, 'ja', columns=2)
-    assert sorted(table_of(ax).path) == sorted(table[(table.label == 'ja') & (table.predicted_label != 'ja')].path), 'all of them'
+    all_wrong = table.assign(predicted_label=table.predicted_label.mask(table.label == 'ja', 'vi'))
+    ax = plot_mistakes(all_wrong, dataset.path, 'ja', columns=6)
+    assert sorted(table_of(ax).path) == sorted(table[table.label == 'ja'].path) and len(ax.images) == 20, 'all of them'
     ax = plot_classes(pd.DataFrame(dict(train=[3, 9], test=[1, 0]), index=['a', 'b']))
     assert [b.get_width() for b in ax.patches] == [3, 9, 1, 0] and table_of(ax).index.tolist() == ['b', 'a']
     axes = plot_history(HISTORY, HISTORY[2])
     assert axes[0].lines[0].get_ydata().tolist() == [r['train_loss'] for r in HISTORY] and len(table_of(axes[1])) == 4 and 'best 0.700' in alt_of(axes[0])
     with pytest.raises(UsageError, match='not drawn by vegc'): table_of(plt.subplots()[1])
+
+
+def test_text_of_a_plot_is_text_and_no_markup():
+    html = as_html(finish(plt.subplots()[1], pd.DataFrame(), '<b>bold</b> & "quoted"'), dpi=20)
+    assert html.startswith('<img alt="&lt;b&gt;bold&lt;/b&gt; &amp; &quot;quoted&quot;" src="data:')
 
 
 def test_the_heat_lies_over_its_picture(dataset, table):
