@@ -365,7 +365,7 @@ def _fill(
     if res.failed_share > max_failures: raise TooManyFailures(res, max_failures)
     return res
 
-# %% ../nbs/14_ingest.ipynb #b4e2eebb
+# %% ../nbs/14_ingest.ipynb #41fe27c8
 def _drive(work: _Work, source: Callable) -> None:
     "Let the source hand over its URLs, with a progress bar."
     if not (urls := list(work.wanted)): return
@@ -381,7 +381,8 @@ def _settled(dataset: ImageDataset, keys: pd.Series, run) -> pd.DataFrame:
     run.known.clear()  # room for the table
     df = dataset.df
     order = np.argsort(pd.Index(keys).get_indexer(df.key), kind='stable')
-    return settle(df.iloc[order].reset_index(drop=True), dataset.config.on_conflict)
+    df = pd.DataFrame({c: df.pop(c).iloc[order].reset_index(drop=True) for c in list(df)})  # column by column: never two tables
+    return settle(df, dataset.config.on_conflict)
 
 # %% ../nbs/14_ingest.ipynb #84a2375d
 def _dataset(dataset: str | os.PathLike | ImageDataset, subject: str | None, **config) -> ImageDataset:
