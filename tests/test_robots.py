@@ -66,6 +66,10 @@ def test_no_file_is_leave_and_a_sick_server_is_none(tmp_path, status, want, aske
         assert set(run(tmp_path, [server.url('/1'), server.url('/2')])[1].values()) == {OK}
 
 
+def test_what_a_refusal_says_is_no_rule(tmp_path):
+    with FaultServer(robots=lambda r: web.Response(status=403, text='User-agent: *\nDisallow: /')) as server: assert set(run(tmp_path, [server.url('/1'), server.url('/2')])[1].values()) == {OK}
+
+
 def test_a_sick_server_that_recovers_is_read_after_all(tmp_path):
     with FaultServer(robots=lambda r: 503 if server.robots_asked == 1 else 'User-agent: *\nDisallow: /no') as server:
         assert run(tmp_path, [server.url('/1'), server.url('/no')])[1] == {server.url('/1'): OK, server.url('/no'): OUT}

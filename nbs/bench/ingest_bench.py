@@ -67,7 +67,7 @@ def make_sets(photos, work):
         im = Image.open(p).convert('RGB')
         im.thumbnail((500, 500))
         im.save(work/'fit'/f'{i}.jpg', quality=90)
-    return dict(shrink=[p.parent.name for p in files], fit=[p.parent.name for p in files[:1000]])
+    return dict(fit=[p.parent.name for p in files[:1000]], shrink=[p.parent.name for p in files])
 
 
 def write_lists(folder, labels, port):
@@ -105,8 +105,9 @@ def bench(photos, img2dataset=None, rounds=3, latencies=(0, 50)):
     "A line a run: set, latency, round, tool, wall, cpu, memory, saved."
     work, res = Path(tempfile.mkdtemp()), []
     try:
-        for kind, labels in make_sets(photos, work).items():
-            for latency in latencies:
+        sets = make_sets(photos, work)
+        for latency in latencies:
+            for kind, labels in sets.items():
                 server = subprocess.Popen([sys.executable, __file__, '--serve', work/kind, '--latency', str(latency)], stdout=subprocess.PIPE, text=True)
                 try:
                     write_lists(work/'lists', labels, int(server.stdout.readline()))
