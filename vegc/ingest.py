@@ -328,7 +328,7 @@ def write_attribution(dataset: ImageDataset) -> Path | None:
     table = df[_CREDIT].assign(attribution=lines).drop_duplicates(['path', 'url']).sort_values(['path', 'url'])
     return write_atomic(dataset.path/'ATTRIBUTION.csv', table.to_csv(index=False, lineterminator='\n'))
 
-# %% ../nbs/14_ingest.ipynb #24ece391
+# %% ../nbs/14_ingest.ipynb #fb044625
 def _fill(
     dataset: ImageDataset,
     rows_for: Callable[[dict], pd.DataFrame],  # from what is known by key, the rows wanted
@@ -345,7 +345,8 @@ def _fill(
         for half in doubtful: half.unlink()
         rows = rows_for(run.known)
         todo = rows[[is_open(run.known.get(k)) for k in rows.key]]
-        work = _Work(dataset.path, run, _Wanted(todo), limits, dataset.optout)
+        work, keys, n = _Work(dataset.path, run, _Wanted(todo), limits, dataset.optout), rows.key, len(todo)
+        del rows, todo  # as tuples they are in `work`
         for tmp in (dataset.path/'images').glob('*/.tmp-*'): tmp.unlink()  # half files of a killed run; the lock is ours
         try:
             work.leave_out()
@@ -354,13 +355,13 @@ def _fill(
             _drive(work, source)
         finally:
             work.pool.shutdown(wait=True, cancel_futures=True)
-            if len(todo): _to_disk()
-            run.final = _settled(dataset, rows.key, run)
-        found = run.final.loc[run.final.key.isin(rows.key), ['url', 'given_label', 'status', 'error_message', 'path']]
+            if n: _to_disk()
+            run.final = _settled(dataset, keys, run)
+        found = run.final.loc[run.final.key.isin(keys), ['url', 'given_label', 'status', 'error_message', 'path']]
     run.final = None  # it is on the disk
     dataset.write_labels()
     write_attribution(dataset)
-    res = replace(_result(dataset, found, requested=requested, reused=reused, kept=len(rows) - len(todo)), robots=work.robots)
+    res = replace(_result(dataset, found, requested=requested, reused=reused, kept=len(keys) - n), robots=work.robots)
     _warn_of_classes(found)
     if res.failed_share > max_failures: raise TooManyFailures(res, max_failures)
     return res
@@ -415,7 +416,7 @@ def _copy_lists(p: ListPlan, folder: Path) -> None:
         if old != data: write_atomic(folder/'urls'/'replaced'/f'{target.stem}-{sha256_hex(old)[:8]}.csv', old)
         if old != data or not target.exists(): write_atomic(target, data)
 
-# %% ../nbs/14_ingest.ipynb #f974ec2f
+# %% ../nbs/14_ingest.ipynb #3fcf5ad5
 def _host_names(hosts: str | tuple) -> tuple[str, ...]:
     return tuple(h.strip() for h in (hosts.split(',') if isinstance(hosts, str) else hosts) if h.strip())
 
@@ -468,8 +469,9 @@ def _ingest(lists, dataset, *, max_per_class, max_size, subject, on_conflict, re
     ds = _dataset(dataset, subject, max_size=max_size, on_conflict=on_conflict)
     opts = replace(opts, contact=ds.config.contact)
     _copy_lists(p, ds.path)
-    for one in p.lists: one.entries.clear()  # they are in p.rows too
-    return _fill(ds, lambda known: p.rows, lambda old: _is_open(old, ds.path, retry_failed, opts),
+    rows = [p.rows]
+    del p  # of a hundred thousand rows every table counts
+    return _fill(ds, lambda known: rows.pop(), lambda old: _is_open(old, ds.path, retry_failed, opts),
                  lambda urls, work: source(urls, work, opts), replace(limits, max_size=ds.config.max_size), max_failures)
 
 # %% ../nbs/14_ingest.ipynb #89a4f10e
