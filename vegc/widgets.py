@@ -274,7 +274,7 @@ def _zoom(self: GridCleaner, m: dict) -> None:
     pixels, lost = thumbnail(self.session.dataset.path/self.session.items.path[m['id']], most=2_000_000, px=1200)
     self.send({'is': 'zoom', 'id': m['id'], 'lost': lost}, [pixels])
 
-# %% ../nbs/42_widgets.ipynb #3c2b2acf
+# %% ../nbs/42_widgets.ipynb #59ac3f99
 def caption(
     item: dict,             # as from `Review.facts`
     decision: list | None,  # action, label, who, why
@@ -288,7 +288,7 @@ def caption(
     done = '' if decision is None else f'<b>{esc(decision[0])} {name(decision[1])}</b>'
     badge = ' <b>[test]</b>' if item['split'] == 'test' else ''
     gone = f'<br><i>{esc(lost)}</i>' if lost else ''
-    return f'<div style="line-height:1.25;font-size:12px" title="{esc(item["path"])}">{name(item["given"])}{doubt}{sure}{badge}<br>{esc(item["why"])}&nbsp;{gone}<br>{done}&nbsp;</div>'
+    return f'<div style="line-height:1.25;font-size:12px" title="{esc(item["path"])}: {esc(item["why"])}">{name(item["given"])}{doubt}{sure}{badge}<br>{esc(item["also"])}&nbsp;{gone}<br>{done}&nbsp;</div>'
 
 class _Cell(w.VBox):
     "One place on the page."
