@@ -195,6 +195,8 @@ def test_sizes_shrink_to_the_limit_and_never_grow():
     for size, want in {(160, 120): (160, 120), (1000, 750): (500, 375), (1001, 130): (500, 65), (500, 500): (500, 500), (28, 28): (28, 28)}.items():
         p = prepare(jpeg(0, size))
         assert (p.width, p.height) == want and (p.original_width, p.original_height) == size
+    for small in (encoded(photo(size=(40, 30)), 'WEBP'), encoded(photo(size=(40, 30)).convert('L'), 'JPEG'), encoded(photo(size=(40, 30)).convert('RGBA'), 'PNG')):
+        assert stored(small).size == (40, 30)  # also where the bytes cannot be kept
     # a draft-scaled decode is near a full one
     big = jpeg(5, (2400, 1800))
     assert far(stored(big), load_rgb(big).resize((500, 375), Image.Resampling.LANCZOS)) < 2
