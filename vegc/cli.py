@@ -342,10 +342,10 @@ def _rate(text: str | None) -> float | slice | None:
     found = _numbers(text, float, '--lr', (1, 2))
     return slice(*found) if len(found) == 2 else found[0]
 
-# %% ../nbs/70_cli.ipynb #73076eca
+# %% ../nbs/70_cli.ipynb #fc8e34e6
 @_verb('train')
 def _train(dataset: _Dataset,
-           arch: Annotated[str, _option('A body of torchvision or timm by name, or efficientnet_lite0.')]='resnet50',
+           arch: Annotated[str, _option('A body of torchvision or timm by name, efficientnet_lite0, small_cnn, or module:function of your own.')]='resnet50',
            size: Annotated[int | None, _option('Side of the pictures, pixels; 224, or that of --start, if not given.')]=None,
            bs: Annotated[int, _option('Pictures a batch.')]=64,
            epochs: Annotated[str, _option('Of the frozen and of the unfrozen part; 0 leaves a part out.')]='8,4',
@@ -356,12 +356,15 @@ def _train(dataset: _Dataset,
            stage: Annotated[str, _option('Name of the stage; the frozen part is saved as NAME-1.')]='raw',
            seed: Annotated[int | None, _option("The dataset's own if not given.")]=None,
            cached: Annotated[bool, _option('Train the frozen part on features computed once, or with augmentation.', '--cached/--no-cached')]=True,
+           views: Annotated[int, _option('Versions of each training picture for the frozen part, cropped and mirrored.')]=1,
+           balance: Annotated[str | None, _option('For classes of unequal size: sampling, oversampling, weights or focal.')]=None,
+           patience: Annotated[int | None, _option('Stop a part when the valid loss has not fallen for so many epochs.')]=None,
            overwrite: Annotated[bool, _option('Replace a stage of that name.', '--overwrite')]=False,
            as_json: _Json=False):
     "Train the head, then the whole network; keep the best epoch."
     from vegc.train import train
     learn = _work(train, _open(dataset), arch=arch, size=size, bs=bs, epochs=_numbers(epochs, int, '--epochs'), lr=_rate(lr), weights=weights,
-                  start=start, labels=labels, stage=stage, seed=seed, cached=cached, overwrite=overwrite)
+                  start=start, labels=labels, stage=stage, seed=seed, cached=cached, views=views, balance=balance, patience=patience, overwrite=overwrite)
     if as_json: _show(learn.info.to_dict(), as_json=True)
     else: print(f'{table_text(_jsonable(learn.info.history))}\n\nSaved as {stage}: the best epoch, {_epoch(learn.info.best)}.')
 
