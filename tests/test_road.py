@@ -226,6 +226,7 @@ def test_an_exported_model_is_judged_on_a_folder(trained, tmp_path):
 
 # Whoever may remove or move a file, and why: everything else that lies in a dataset stays.
 MAY_UNLINK = {
+    'interpret': {'grad_cam'},     # hooks of the network
     'train': {'train'},           # the checkpoint of a run that is now finished
     'core': {'replacing'},         # its own temporary file
     'dataset': {'run', 'update',   # the journal, once it is folded into the manifest
