@@ -8,16 +8,16 @@ __all__ = ['DatasetError', 'DiskFullError', 'LockedError', 'UsageError', 'VegcEr
            'load_rgb', 'phash', 'exact_pairs', 'hash_pairs', 'feature_pairs', 'duplicate_pairs', 'split',
            'split_counts', 'folds', 'split_log', 'SplitCounts', 'cached_features', 'datablock', 'dataloaders',
            'image_body', 'image_model', 'image_learner', 'fit_head', 'fit_body', 'suggest_lr', 'save_stage',
-           'load_stage', 'load_model', 'stage_info', 'stages', 'train', 'predictions', 'evaluate', 'Metrics',
-           'metrics_of', 'most_confused', 'compare', 'Comparison', 'find_issues', 'saved_issues', 'duplicates',
-           'out_of_fold', 'outlier_scores', 'merge_queues', 'Session', 'clean', 'worst_table', 'ImageCleaner',
-           'review_page', 'report', 'export', 'load_model_file', 'Predictor', 'predict', 'ClassifierInterpretation',
-           'embeddings', 'out_of_fold_predictions', 'accuracy_by_n', 'explain', 'errors_inside', 'class_facts',
-           'class_factors', 'plot_classes', 'plot_samples', 'plot_history', 'plot_lr', 'plot_confusion',
-           'plot_most_confused', 'plot_per_class', 'plot_precision_recall', 'plot_reliability', 'plot_accuracy_by_n',
-           'plot_confused', 'plot_mistakes', 'plot_embedding', 'demo']
+           'load_stage', 'stage_info', 'stages', 'train', 'predictions', 'evaluate', 'Metrics', 'metrics_of',
+           'most_confused', 'compare', 'Comparison', 'find_issues', 'saved_issues', 'duplicates', 'out_of_fold',
+           'outlier_scores', 'merge_queues', 'Session', 'clean', 'worst_table', 'ImageCleaner', 'review_page', 'report',
+           'export', 'load_model_file', 'Predictor', 'predict', 'ClassifierInterpretation', 'embeddings',
+           'out_of_fold_predictions', 'accuracy_by_n', 'explain', 'errors_inside', 'class_facts', 'class_factors',
+           'plot_classes', 'plot_samples', 'plot_history', 'plot_lr', 'plot_confusion', 'plot_most_confused',
+           'plot_per_class', 'plot_precision_recall', 'plot_reliability', 'plot_accuracy_by_n', 'plot_confused',
+           'plot_mistakes', 'plot_embedding', 'demo']
 
-# %% ../nbs/80_all.ipynb #cc143672
+# %% ../nbs/80_all.ipynb #7437ae1a
 from .clean import Session, clean, worst_table
 from .core import DatasetError, DiskFullError, LockedError, UsageError, VegcError, VegcWarning
 from .data import datablock, dataloaders
@@ -41,18 +41,18 @@ from .plots import (plot_accuracy_by_n, plot_classes, plot_confusion, plot_histo
 from .report import report
 from .review import review_page
 from .split import SplitCounts, duplicate_pairs, folds, split, split_counts, split_log
-from .stages import LeakError, load_model, save_stage, stage_info, stages
+from .stages import LeakError, save_stage, stage_info, stages
 from .train import fit_body, fit_head, image_learner, load_stage, suggest_lr, train
 from .why import class_factors, errors_inside, explain
 from .widgets import ImageCleaner
 
-# %% ../nbs/80_all.ipynb #91b04c87
+# %% ../nbs/80_all.ipynb #cb888f7b
 _all_ = [
     'DatasetError', 'DiskFullError', 'LockedError', 'UsageError', 'VegcError', 'VegcWarning', 'LeakError', 'TooManyFailures', 'WeightsError',
     'ImageDataset', 'plan', 'read_list', 'ListPlan', 'ingest', 'IngestResult', 'load_rgb', 'phash',
     'exact_pairs', 'hash_pairs', 'feature_pairs', 'duplicate_pairs', 'split', 'split_counts', 'folds', 'split_log', 'SplitCounts', 'cached_features',
     'datablock', 'dataloaders', 'image_body', 'image_model', 'image_learner', 'fit_head', 'fit_body', 'suggest_lr',
-    'save_stage', 'load_stage', 'load_model', 'stage_info', 'stages', 'train', 'predictions', 'evaluate', 'Metrics', 'metrics_of', 'most_confused', 'compare', 'Comparison',
+    'save_stage', 'load_stage', 'stage_info', 'stages', 'train', 'predictions', 'evaluate', 'Metrics', 'metrics_of', 'most_confused', 'compare', 'Comparison',
     'find_issues', 'saved_issues', 'duplicates', 'out_of_fold', 'outlier_scores', 'merge_queues', 'Session', 'clean', 'worst_table', 'ImageCleaner', 'review_page',
     'report', 'export', 'load_model_file', 'Predictor', 'predict',
     'ClassifierInterpretation', 'embeddings', 'out_of_fold_predictions', 'accuracy_by_n', 'explain', 'errors_inside', 'class_facts', 'class_factors',
