@@ -375,8 +375,9 @@ def test_tables_sort_by_number_and_back(browser, dataset, page):
 
 
 def test_it_prints_light_and_whole(browser, dataset, page):
-    tab, _, _ = opened(browser, dataset.path / 'report.html', color_scheme='dark')
+    tab, _, _ = opened(browser, dataset.path / 'report.html', color_scheme='dark', viewport=dict(width=794, height=1123))  # A4 at 96 dpi
     tab.emulate_media(media='print')
+    assert tab.evaluate('document.documentElement.scrollWidth') <= 794, 'the paper is too narrow for it'
     assert tab.evaluate('getComputedStyle(document.body).backgroundColor') == 'rgb(255, 255, 255)'
     pdf = tab.pdf(format='A4', print_background=True)
     assert pdf[:5] == b'%PDF-' and 2 <= len(re.findall(rb'/Type\s*/Page[^s]', pdf)) <= 40

@@ -7,7 +7,7 @@ __all__ = ['probabilities', 'predictions_frame', 'predictions', 'embeddings', 't
            'stage_temperature', 'out_of_fold_predictions', 'linear_predictions', 'accuracy_by_n', 'Comparison',
            'compare']
 
-# %% ../nbs/50_evaluate.ipynb #7cccc37a
+# %% ../nbs/50_evaluate.ipynb #5973fb1d
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,10 +26,10 @@ from .dataset import ImageDataset, Journal, read_jsonl
 from .features import best_device, cached_features, pixel_batches, stored_features
 from .issues import out_of_fold
 from .metrics import Metrics, best_temperature, metrics_of, paired, share_interval
-from .models import WeightsError
+from .models import WeightsError, fold_batchnorm
 from .train import StageInfo, check_leaks, load_model, stage_info
 
-# %% ../nbs/50_evaluate.ipynb #49a6fb54
+# %% ../nbs/50_evaluate.ipynb #16a7ae0f
 @torch.inference_mode()
 def probabilities(
     model: torch.nn.Module,                   # 0–1 RGB → class scores
@@ -39,7 +39,7 @@ def probabilities(
 ) -> np.ndarray:                              # float32 [n, classes]
     "Class probabilities of pictures, in order."
     device = best_device()
-    model = model.to(device, memory_format=torch.channels_last).eval()
+    model = fold_batchnorm(model, size).to(device, memory_format=torch.channels_last)  # a copy: the caller's model stays what it is
     out = []
     with progress(total=len(paths), desc='predictions', unit='img') as bar:
         for x in pixel_batches(paths, size, bs):
