@@ -1,4 +1,5 @@
 """Shared by the tests: the project's root, and the distributions built from what git would hand out."""
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -29,3 +30,8 @@ def built(tmp_path_factory):
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     return next(dist.glob('*.whl')), next(dist.glob('*.tar.gz'))
+
+
+def hears_ctrl_c():
+    "For preexec_fn: whatever runs in the background is deaf to Ctrl-C, and passes that on to what it starts."
+    signal.signal(signal.SIGINT, signal.SIG_DFL)

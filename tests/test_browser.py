@@ -193,9 +193,10 @@ def can_be_read(notebook, theme):
 
 def a_killed_kernel_loses_nothing_that_was_confirmed(notebook, ds):
     tab, before = notebook.tab, standing(ds)
-    os.kill(int(notebook.ask('import os; print(os.getpid())')), signal.SIGKILL)
+    kernel = int(notebook.ask('import os; print(os.getpid())'))
     tab.locator('.vegc-cleaner .tile').nth(40).click()
-    tab.keyboard.press('x')
+    os.kill(kernel, signal.SIGKILL)
+    tab.keyboard.press('x')  # at once: JupyterLab notices within seconds, and its dialog would be in the way
     tab.locator('.vegc-cleaner .alert').wait_for(state='visible', timeout=15_000)
     assert 'not on the disk yet' in tab.locator('.vegc-cleaner .alert').inner_text()
     assert 'pending' in tab.locator('.vegc-cleaner .tile').nth(40).get_attribute('class')

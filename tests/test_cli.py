@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import typer
-from conftest import PROGRAM, ROOT
+from conftest import PROGRAM, ROOT, hears_ctrl_c
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -198,7 +198,7 @@ def test_a_reader_that_goes_away_is_not_an_error(lists):
 def test_ctrl_c_ends_with_a_sentence(tmp_path):
     code = ('import time, vegc.lists\ndef plan(*a, **k):\n    print("started", flush=True)\n    time.sleep(60)\nvegc.lists.plan = plan\n'
             'import sys\nfrom vegc.cli import main\nsys.argv = ["vegc", "plan", "x"]\nmain()')
-    process = subprocess.Popen([sys.executable, '-c', code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen([sys.executable, '-c', code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=hears_ctrl_c)
     process.stderr.readline()  # `started`, turned to standard error
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=20)

@@ -10,6 +10,7 @@ import zlib
 
 import pandas as pd
 import pytest
+from conftest import hears_ctrl_c
 from fault_server import FaultServer, jpeg, write_lists
 
 import vegc.ingest
@@ -28,7 +29,7 @@ ingest(sys.argv[1], sys.argv[2], subject='objects', allow_hosts='127.0.0.1', con
 @contextlib.contextmanager
 def stopped(lists, ds, server, after, how):
     "An ingest in a process of its own, stopped after so many requests."
-    process = subprocess.Popen([sys.executable, '-c', PROGRAM, lists, ds], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen([sys.executable, '-c', PROGRAM, lists, ds], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, preexec_fn=hears_ctrl_c)
     try:
         while sum(server.asked.values()) < after:
             assert process.poll() is None, 'it ended by itself'

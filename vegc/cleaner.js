@@ -188,7 +188,9 @@ class Cleaner {
     this.alert.hidden = true;
     this.selected.clear();
     this.active = m.at ?? 0;
-    for (const [name, box] of Object.entries(this.box)) box.value = m.view[name];
+    // an answer to an earlier question must not take back what was chosen since
+    if (this.wanted && Object.entries(this.wanted).every(([k, v]) => m.view[k] === v)) this.wanted = null;
+    for (const [name, box] of Object.entries(this.box)) box.value = (this.wanted ?? m.view)[name];
     this.where.textContent = `page ${count(m.page + 1)} of ${count(m.pages)}`;
     this.buttons.before.disabled = m.page === 0;
     this.buttons.next.disabled = m.page + 1 >= m.pages;
@@ -233,6 +235,7 @@ class Cleaner {
   }
 
   onError(m) {
+    this.wanted = null;
     const was = this.unconfirmed.get(m.n) ?? new Map();
     this.unconfirmed.delete(m.n);
     for (const [id, decision] of was) { this.decisions[id] = decision; this.paint(id); }
@@ -284,7 +287,10 @@ class Cleaner {
   keepBest(id = this.items[this.active]?.id) { if (id != null && this.view.view === 'copies') this.ask({ do: 'best', id }); }
 
   // ---- finding one's way
-  filter() { this.ask({ do: 'show', page: 0, view: Object.fromEntries(Object.entries(this.box).map(([k, b]) => [k, b.value])) }); }
+  filter() {
+    this.wanted = Object.fromEntries(Object.entries(this.box).map(([k, b]) => [k, b.value]));
+    this.ask({ do: 'show', page: 0, view: this.wanted });
+  }
   turn(by) {
     if (by > 0 ? this.page + 1 < this.pages : this.page > 0) this.ask({ do: 'show', page: this.page + by });
     else this.say.textContent = by > 0 ? 'This is the last page.' : 'This is the first page.';
