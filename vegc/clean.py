@@ -366,7 +366,7 @@ def reason(
     if 'label' in types or (not types and item.predicted_label != item.given_label):
         sure, mine = (f' ({v:.0%})' if v == v else '' for v in (item.confidence, item.label_score))
         said.append(f'looks like {name(item.predicted_label)}{sure}, not {name(item.given_label)}{mine}')
-    if 'off_topic' in types: said.append('is unlike all others' + (f' (distance {item.outlier:.2f})' if item.outlier == item.outlier else ''))
+    if 'off_topic' in types: said.append('is unlike all others' + (f' (outlier score {item.outlier:.2f})' if item.outlier == item.outlier else ''))
     said += [_KINDS.get(t, t) for t in types if t not in ('label', 'off_topic')]
     return '; '.join(said)
 
@@ -435,7 +435,7 @@ def rule_decisions(
     for r in issues[issues.split.isin(['train', 'valid'])].itertuples():
         types = r.issue_types.split(';')
         if 'blank' in types: res.append(dict(path=r.path, action='exclude', why='blank'))
-        elif 'off_topic' in types and r.label_score < .5: res.append(dict(path=r.path, action='exclude', why=f'off topic: distance {r.outlier:.2f} to its nearest'))
+        elif 'off_topic' in types and r.label_score < .5: res.append(dict(path=r.path, action='exclude', why=f'off topic: outlier score {r.outlier:.2f}, where 0.50 is usual'))
         elif 'label' in types and r.confidence >= confidence:
             res.append(dict(path=r.path, action='relabel', label=r.predicted_label, why=f'out-of-fold probability {r.confidence:.2f} against {r.label_score:.2f}'))
     return res
