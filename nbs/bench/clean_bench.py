@@ -171,9 +171,9 @@ def needed(order, hit, share, total=None):
 
 
 def head(k, d, regularised):
-    "A head as fastai builds it, or one with nothing against learning by heart."
+    "A head as fastai builds it, but for a first batch norm, which standardised features have behind them; or one with nothing against learning by heart."
     if not regularised: return nn.Sequential(nn.Linear(d, 512), nn.ReLU(), nn.Linear(512, k))
-    return nn.Sequential(nn.BatchNorm1d(d), nn.Dropout(.25), nn.Linear(d, 512, bias=False), nn.ReLU(), nn.BatchNorm1d(512), nn.Dropout(.5), nn.Linear(512, k))
+    return nn.Sequential(nn.Dropout(.25), nn.Linear(d, 512, bias=False), nn.ReLU(), nn.BatchNorm1d(512), nn.Dropout(.5), nn.Linear(512, k))
 
 
 def trained(x, y, epochs, seed, regularised=True):
@@ -262,12 +262,14 @@ def sure_rows(table, p, issues):
 
 
 def pair_rows(ds, table, x):
-    "One line a way to rank pairs of pictures; exact copies are taken out before."
+    "One line a way to rank pairs with a planted copy in them. Whether two of the photographs are copies nobody has told, so their pairs are left out; exact copies are taken out before."
     t = table[table.change != 'exact']
     at = {p: i for i, p in enumerate(t.path)}
     n, copies = len(t), t[t.change != '']
     want = {tuple(sorted((at[a], at[b]))) for a, b in zip(copies.path, copies.original, strict=True)}
     a, b = np.triu_indices(n, 1)
+    planted = (t.change != '').to_numpy()
+    a, b = (i[planted[a] | planted[b]] for i in (a, b))
     hit = np.zeros((n, n), bool)
     hit[tuple(np.array(sorted(want)).T)] = True
     rows = x[table.index[table.change != 'exact']].astype(np.float32)
@@ -280,7 +282,7 @@ def pair_rows(ds, table, x):
         with cost() as c: order = np.argsort(-similar()[a, b], kind='stable')
         yield dict(way=way, ap_pairs=average_precision(order, hit[a, b]), pairs_95=needed(order, hit[a, b], .95)) | c
     with cost() as c: found = duplicates(ds)
-    found = found[found.path_a.isin(at) & found.path_b.isin(at)]
+    found = found[found.path_a.isin(at) & found.path_b.isin(at) & (found.path_a.isin(copies.path) | found.path_b.isin(copies.path))]
     ours = np.array([tuple(sorted((at[p], at[q]))) in want for p, q in zip(found.path_a, found.path_b, strict=True)])
     yield dict(way='vegc', ap_pairs=average_precision(np.arange(len(ours)), ours, len(want)), pairs_95=needed(np.arange(len(ours)), ours, .95, len(want))) | c
 
@@ -302,19 +304,25 @@ def effect_rows(ds, table, z, y, issues, seed, views=(0, 380, 620)):
             yield dict(way=way, views=k, n=len(held), accuracy=accuracy(held, true), by_heart=accuracy(np.flatnonzero(used), label)) | c
 
 
-def measure(work, source, junk, seed):
-    "All lines of one planting."
+def measure(work, source, junk, seed, known):
+    "All lines of one planting, but of those parts that are known."
     ds, table = plant(source, work, junk, seed)
     with cost() as c: x = cached_features(ds, 'efficientnet_lite0', 160, paths=table.path)
-    yield dict(what='features', way='Lite0, 160 px', n=JUNK + COPIES) | c
     groups = find_groups(ds, ds.images).astype(str)
     write_manifest(ds.manifest_path, manifest_frame(ds.df.assign(duplicate_group=ds.df.path.map(dict(zip(ds.images.path, groups, strict=True))))))
+    if 'pairs' not in known: yield 'pairs', pair_rows(ds, table, x)
+    if 'rank' in known: return
     y = pd.Categorical(table.given_label, sorted(table.given_label.unique())).codes.astype(int)
     z = PCA(512, iterated_power=2, random_state=0).fit_transform((x - x.mean(0, dtype=np.float32))/np.maximum(x.std(0, dtype=np.float32), 1e-3)).astype(np.float32)
+    z /= z.std()
     p, issues, folds, spent = vegc_ranks(ds, x, y)
-    yield dict(what='folds', way='out of fold, ten folds, two looks', n=len(y)) | folds
-    for what, rows in dict(rank=rank_rows(ds, table, x, z, y, p, issues, spent, seed), sure=sure_rows(table, p, issues), pairs=pair_rows(ds, table, x), effect=effect_rows(ds, table, z, y, issues, seed)).items():
-        for row in rows: yield dict(what=what) | {k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()}
+    yield 'cost', [dict(way='features of what was planted', n=JUNK + COPIES) | c, dict(way='out of fold, ten folds, two looks', n=len(y)) | folds]
+    yield 'effect', effect_rows(ds, table, z, y, issues, seed)
+    yield 'sure', sure_rows(table, p, issues)
+    yield 'rank', rank_rows(ds, table, x, z, y, p, issues, spent, seed)
+
+
+def rounded(row): return {k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()}
 
 
 def interval(values):
@@ -332,11 +340,14 @@ if __name__ == '__main__':
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         work, out = Path(args.work or folder), Path(args.out)
-        known = {(r['junk'], r['seed']) for r in map(json.loads, out.read_text().splitlines())} if out.exists() else set()
+        lines = [json.loads(line) for line in out.read_text().splitlines()] if out.exists() else []
         for seed in args.seeds:
             for junk in args.junk:
-                if (junk, seed) in known: continue
-                rows = [dict(junk=junk, seed=seed) | r for r in measure(work, base(args.photos, work), junk, seed)]
-                with open(out, 'a') as f: f.writelines(json.dumps(r) + '\n' for r in rows)
-                best = next(r for r in rows if r['what'] == 'rank' and r['way'] == 'vegc')
-                print(junk, seed, {k: v for k, v in best.items() if k not in ('curve', 'what', 'junk', 'seed')}, flush=True)
+                known = {r['what'] for r in lines if (r['junk'], r['seed']) == (junk, seed)}
+                if {'pairs', 'rank'} <= known: continue
+                for what, rows in measure(work, base(args.photos, work), junk, seed, known):
+                    if what in known: continue
+                    new = [rounded(dict(junk=junk, seed=seed, what=what) | r) for r in rows]
+                    with open(out, 'a') as f: f.writelines(json.dumps(r) + '\n' for r in new)
+                    for r in new:
+                        if r['way'] in ('vegc', 'clean --auto', 'learns by heart', 'regularised'): print({k: v for k, v in r.items() if k != 'curve'}, flush=True)
