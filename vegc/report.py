@@ -282,7 +282,7 @@ def _card(dataset: ImageDataset, info, split: str, m: Metrics) -> dict[str, str]
     trained, same = f'{info.counts.get("train", 0):,} pictures', info.fingerprint == dataset.fingerprint()
     return {'stage': f'{info.stage}, made {info.created}' + (f', from {info.start}' if info.start else ''), 'body': f'{info.arch} at {info.size[0]}×{info.size[1]} px', 'trained on': f'{trained}, {info.labels} labels, seed {info.seed}',
             'epochs': ', '.join(f'{sum(r["part"] == p for r in info.history)} {p}' for p in ('frozen', 'unfrozen')), 'judged on': f'{m.n:,} {split} pictures, current labels',
-            'test was looked at': f'{test_looks(dataset)} times' + (', this page included' if split == 'test' else ''), 'dataset': f'{info.dataset}, fingerprint {info.fingerprint}' + ('' if same else f' when trained, {dataset.fingerprint()} now'),
+            'test was looked at': f'{(looks := test_looks(dataset))} time{"s"*(looks != 1)}' + (', this page included' if split == 'test' else ''), 'dataset': f'{info.dataset}, fingerprint {info.fingerprint}' + ('' if same else f' when trained, {dataset.fingerprint()} now'),
             'pictures came': _fetched(dataset), 'versions': ', '.join(f'{k} {v}' for k, v in info.versions.items()), 'this page': tool()}
 
 def _fetched(dataset: ImageDataset) -> str:
