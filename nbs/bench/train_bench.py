@@ -1,6 +1,6 @@
 """What training and predicting cost and give: stock fastai and vegc on the same photographs, in paired rounds.
 
-    python nbs/bench/train_bench.py rounds   --photos DIR [--limit 500] [--seeds 1 2 3]  # frozen, then all layers: stock, vegc fp32, vegc bf16
+    python nbs/bench/train_bench.py rounds   --photos DIR [--limit 500] [--unfrozen 4]       # frozen, then all layers: stock, vegc fp32, vegc bf16
     python nbs/bench/train_bench.py augmented --photos DIR [--limit 500] [--seeds 1]     # frozen epochs through the body, with augmentation
     python nbs/bench/train_bench.py predict  --photos DIR [--seeds 1 2 3]                # all photographs from files, and the floor
     python nbs/bench/train_bench.py full     --photos DIR [--seeds 1 2 3]                # the command `vegc train` on all photographs
@@ -14,14 +14,16 @@ import json
 import os
 import random
 import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
 ARCH, SIZE = 'efficientnet_lite0', 160
-# Ways through the unfrozen part. What is left out is as in `NOW`; rates are of early layers, late layers and head.
-NOW = dict(epochs=6, bs=32, rates=(2e-4, 6e-4, 1e-3), read=192, small=0, frozen=0, decay=.01, norm='batch')
+# The unfrozen part as it is: epochs, the first of them on smaller pictures; batch; rates of early layers, late layers and head; side that
+# training pictures are read at; first blocks that stay frozen; decay; statistics of batch norm.
+NOW = dict(epochs=10, small=7, bs=32, rates=(2e-4, 6e-4, 1e-3), read=192, frozen=0, decay=.01, norm='batch')
 
 
 def cpu(): return sum(os.times()[:4])
@@ -196,14 +198,20 @@ def full(ds, seed):
     yield dict(cpu=round(used, 1), best=stage['best'], epochs=len(stage['history']), **{f'{k}{suffix}': res[name][k] for name, suffix in (('bench-1', '_frozen'), ('bench', '')) for k in ('n', 'accuracy', 'accuracy_low', 'accuracy_high')})
 
 
-WAYS = {'as it was: 4 epochs of 64, read at 160': dict(epochs=4, bs=64, read=160), 'batches of 32, 6 epochs, read at 192': {}}
+WAYS = {
+    'once: 4 epochs, batches of 64, read at 160': dict(epochs=4, small=0, bs=64, rates=(2e-4, 4.5e-4, 1e-3), read=160),
+    'batches of 32, read at 192, 6 epochs': dict(epochs=6, small=0),
+    'now: 10 epochs, 7 of them at 128': {},
+    'first blocks frozen: 14 epochs, 10 of them at 128': dict(epochs=14, small=10, frozen=2),
+    'stored batch norm: 10 epochs, 7 of them at 128': dict(norm='stored'),
+    'more decay: 10 epochs, 7 of them at 128': dict(decay=.05)}
 
 
-def plan(kind, seeds, limit, only):
+def plan(kind, seeds, limit, unfrozen, only):
     "What to measure, each a dict that names it."
     for seed in seeds:
         base = dict(kind=kind, seed=seed)
-        if kind == 'rounds': yield from (base | dict(limit=limit, tool=t) for t in ('stock', 'vegc fp32', 'vegc bf16'))
+        if kind == 'rounds': yield from (base | dict(limit=limit, unfrozen=unfrozen, tool=t) for t in ('stock', 'vegc fp32', 'vegc bf16'))
         elif kind == 'augmented': yield from (base | dict(limit=limit, tool=t) for t in ('vegc fp32',))
         elif kind == 'predict': yield from (base | dict(tool=t) for t in ('stock', 'vegc', 'floor'))
         elif kind == 'ablation': yield from (base | dict(way=name) for name in WAYS if not only or name in only)
@@ -213,16 +221,41 @@ def plan(kind, seeds, limit, only):
 def rows_of(what, ds):
     "The measurements that `what` names."
     kind, tool = what['kind'], what.get('tool', '')
-    if kind == 'rounds': return measured(stock(ds, what['seed'], 8, 4) if tool == 'stock' else ours(ds, what['seed'], 8, what['unfrozen'], bf16=tool == 'vegc bf16'))
+    if kind == 'rounds': return measured(stock(ds, what['seed'], 8, what['unfrozen']) if tool == 'stock' else ours(ds, what['seed'], 8, 10*(what['unfrozen'] > 0), bf16=tool == 'vegc bf16'))
     if kind == 'augmented': return measured(ours(ds, what['seed'], 8, 0, cached=False))
     if kind == 'predict': return floor(ds) if tool == 'floor' else predict(ds, tool)
     return ablation(ds, what['seed'], **WAYS[what['way']]) if kind == 'ablation' else full(ds, what['seed'])
 
 
-def bench(kind, photos, out, work, seeds, limit, only):
+def told(rows):
+    "Share of seeds that told each test picture right."
+    import numpy as np
+    return np.mean([[c == '1' for c in r['right']] for r in rows], 0)
+
+
+def with_interval(values):
+    "Mean over pictures, and its 95 % interval."
+    return f'{values.mean():.3f} ± {1.96*values.std(ddof=1)/len(values)**.5:.3f}'
+
+
+def table(rows, by, base):
+    "A line a way: median CPU seconds, how many times fewer than `base`, accuracy, and the difference picture by picture."
+    names = dict.fromkeys((r['part'], r[by]) for r in rows)
+    some = lambda part, name: [r for r in rows if (r['part'], r[by]) == (part, name)]  # noqa: E731
+    cost = lambda rows: statistics.median(r['cpu'] for r in rows) if all('cpu' in r for r in rows) else None  # noqa: E731
+    for part, name in names:
+        mine, other = some(part, name), some(part, base)
+        line = {'part': part, by: name, 'seeds': len(mine), 'pictures': len(mine[0]['right']), 'CPU s': cost(mine), 'accuracy': with_interval(told(mine))}
+        if other:
+            line['times fewer'] = round(cost(other)/cost(mine), 1) if cost(mine) else None
+            line[f'against {base}'] = '' if name == base else with_interval(told(mine) - told(other))
+        yield line
+
+
+def bench(kind, photos, out, work, seeds, limit, unfrozen, only):
     done = [json.loads(line) for line in out.read_text('utf-8').splitlines()] if out.exists() else []
     where = dataset(photos, work, limit if kind in ('rounds', 'augmented') else None).path
-    for what in plan(kind, seeds, limit, only):
+    for what in plan(kind, seeds, limit, unfrozen, only):
         if any(what.items() <= row.items() for row in done): continue
         for name in ('features', 'models', 'predictions'): shutil.rmtree(where/name, ignore_errors=True)  # of the run before
         env = os.environ | dict.fromkeys(('OMP_NUM_THREADS', 'MKL_NUM_THREADS'), '1')
@@ -238,10 +271,10 @@ if __name__ == '__main__':
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('kind', nargs='?', choices=('rounds', 'augmented', 'predict', 'full', 'ablation'))
     for name, kw in {'photos': {}, 'out': dict(default='train.jsonl'), 'work': dict(default=f'{tempfile.gettempdir()}/vegc_train_bench'), 'seeds': dict(type=int, nargs='+', default=[1, 2, 3]),
-                     'limit': dict(type=int, default=500), 'only': dict(nargs='+'), 'child': {}}.items(): parser.add_argument(f'--{name}', **kw)
+                     'limit': dict(type=int, default=500), 'unfrozen': dict(type=int, default=4), 'only': dict(nargs='+'), 'child': {}}.items(): parser.add_argument(f'--{name}', **kw)
     args = parser.parse_args()
     if args.child:
         from vegc.dataset import ImageDataset
         for row in rows_of(json.loads(args.child), ImageDataset(args.work)): print(json.dumps(row), flush=True)
-    elif args.kind and args.photos: bench(args.kind, args.photos, Path(args.out), args.work, args.seeds, args.limit, args.only)
+    elif args.kind and args.photos: bench(args.kind, args.photos, Path(args.out), args.work, args.seeds, args.limit, args.unfrozen, args.only)
     else: parser.error('a kind and --photos are needed')
