@@ -110,8 +110,7 @@ class OneOfSeveral(DistributedTrainer):
     "Fastai's trainer for several processes, with loaders that share batches and figures that are added up exactly."
     def __init__(self):
         from accelerate.utils import DistributedDataParallelKwargs
-        gpu = torch.cuda.is_available()
-        super().__init__(sync_bn=gpu, cpu=not gpu, kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)])
+        super().__init__(sync_bn=False, cpu=not torch.cuda.is_available(), kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)])
 
     def _wrap_dl(self, dl: Any) -> Any:
         return dl if isinstance(dl, DistributedDL) else ShareOfBatches(dl, device=self.dls.device, train=dl is self.old_dls[0])
