@@ -20,6 +20,7 @@ ALLOWED_FILES: dict[str, str] = {
 ALLOWED_OUTPUTS: dict[str, str] = {
     'nbs/10_lists.ipynb': 'a bar chart of made-up lists',
     'nbs/11_images.ipynb': 'colour noise drawn in the notebook, and a histogram',
+    'nbs/18_overlap.ipynb': "crops of scikit-learn's sample photograph of a flower",
     'nbs/23_split.ipynb': 'a chart of made-up group sizes',
     'nbs/24_data.ipynb': 'squares of one colour, drawn in the notebook',
     'nbs/35_heads.ipynb': "a chart of trials on the numbers of scikit-learn's digits",
