@@ -288,6 +288,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                  'vegc/distributed.py'),
                                   'vegc.distributed._sum': ('distributed.html#_sum', 'vegc/distributed.py'),
                                   'vegc.distributed.across_ranks': ('distributed.html#across_ranks', 'vegc/distributed.py'),
+                                  'vegc.distributed.agreed': ('distributed.html#agreed', 'vegc/distributed.py'),
                                   'vegc.distributed.bare': ('distributed.html#bare', 'vegc/distributed.py'),
                                   'vegc.distributed.in_turn': ('distributed.html#in_turn', 'vegc/distributed.py'),
                                   'vegc.distributed.join_ranks': ('distributed.html#join_ranks', 'vegc/distributed.py'),
