@@ -286,6 +286,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'vegc.distributed.ShareOfBatches.rng': ('distributed.html#shareofbatches.rng', 'vegc/distributed.py'),
                                   'vegc.distributed.ShareOfBatches.to_detach': ( 'distributed.html#shareofbatches.to_detach',
                                                                                  'vegc/distributed.py'),
+                                  'vegc.distributed._mean': ('distributed.html#_mean', 'vegc/distributed.py'),
                                   'vegc.distributed._sum': ('distributed.html#_sum', 'vegc/distributed.py'),
                                   'vegc.distributed.across_ranks': ('distributed.html#across_ranks', 'vegc/distributed.py'),
                                   'vegc.distributed.agreed': ('distributed.html#agreed', 'vegc/distributed.py'),

@@ -133,9 +133,9 @@ class AddUp(Callback):
     order = 45
     def after_train(self):
         for b in self.model.buffers():
-            if b.is_floating_point(): b.copy_(_sum(b)/ranks())
+            if b.is_floating_point(): b.copy_(_mean(b))
         s = self.recorder.smooth_loss
-        s.val = _sum(torch.as_tensor(s.val, dtype=torch.float32, device=self.dls.device))/ranks()
+        s.val = _mean(torch.as_tensor(s.val, dtype=torch.float32, device=self.dls.device))
 
     def after_validate(self):
         for m in self.recorder._valid_mets:
@@ -146,6 +146,12 @@ def _sum(x: torch.Tensor) -> torch.Tensor:
     x = x.detach().clone()
     dist.all_reduce(x)
     return x
+
+def _mean(x: torch.Tensor) -> torch.Tensor:
+    "Over the processes; what is equal everywhere stays as it is to the last bit, since features are found by a hash of such numbers."
+    first = x.detach().clone()
+    dist.broadcast(first, 0)
+    return first + _sum(x - first)/ranks()
 
 # %% ../nbs/29_distributed.ipynb #1524de9c
 @contextmanager
