@@ -1,6 +1,7 @@
 """Two processes that torchrun starts end where one does: equal weights on both, the same figures as one, and one of them writes and speaks."""
 import json
 import os
+import socket
 import subprocess
 import sys
 import textwrap
@@ -29,7 +30,7 @@ SCRIPT = textwrap.dedent('''
     dataset, out, how = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
     learn = train(dataset, **how)
     assert not isinstance(learn.model, torch.nn.parallel.DistributedDataParallel)
-    assert learn.dls.train.bs == how['bs'], 'the batch is what it was'
+    assert learn.dls.train.bs == 16, 'the batch is what it was: as small as few pictures ask for'
     save_file({k: v.contiguous().cpu() for k, v in learn.model.state_dict().items()}, f'{out}-{this_rank()}-of-{ranks()}.safetensors')
 ''')
 
@@ -80,24 +81,32 @@ def test_two_processes_end_with_equal_weights_and_the_figures_of_one(digits, tmp
 
 
 def test_without_chance_two_processes_follow_the_path_of_one(digits, tmp_path):
-    "No dropout, no augmentation: the gradient of a batch is the mean of those of its halves."
+    "No dropout, no augmentation: the gradient of a batch is the mean of those of its halves. Started as a notebook starts them."
     script = tmp_path / 'plain.py'
     script.write_text(textwrap.dedent('''
         import sys
-        import torch
+        from accelerate import notebook_launcher
         from safetensors.torch import save_file
         from vegc.data import dataloaders
         from vegc.distributed import join_ranks, ranks, this_rank
         from vegc.train import fit_body, image_learner
-        join_ranks()
-        dls = dataloaders(sys.argv[1], 32, 30, augment=False)
-        learn = image_learner(dls, 'small_cnn', smoothing=0.)
-        learn.model[1][1].p = 0.
-        fit_body(learn, 2)
-        save_file({k: v.contiguous() for k, v in learn.model.state_dict().items()}, f'{sys.argv[2]}-{this_rank()}-of-{ranks()}.safetensors')
+
+        def work(dataset, out):
+            join_ranks()
+            learn = image_learner(dataloaders(dataset, 32, 30, augment=False), 'small_cnn', smoothing=0.)
+            learn.model[1][1].p = 0.
+            fit_body(learn, 2)
+            save_file({k: v.contiguous() for k, v in learn.model.state_dict().items()}, f'{out}-{this_rank()}-of-{ranks()}.safetensors')
+
+        dataset, out, n, port = sys.argv[1:]
+        if n == '1': work(dataset, out)
+        else: notebook_launcher(work, (dataset, out), num_processes=int(n), use_port=port)
     '''))
-    losses = []
-    for n in (1, 2): losses.append([line for line in start(n, script, digits.path, tmp_path / 'plain').stderr.splitlines() if line.startswith('unfrozen')])
+    with socket.socket() as s:
+        s.bind(('127.0.0.1', 0))
+        port = s.getsockname()[1]
+    said = [start(1, script, digits.path, tmp_path / 'plain', n, port).stderr.splitlines() for n in (1, 2)]
+    losses = [[line for line in lines if line.startswith('unfrozen')] for lines in said]
     assert len(losses[0]) == 2 and losses[0] == losses[1], losses
     one, two = (load_file(tmp_path / f'plain-0-of-{n}.safetensors') for n in (1, 2))
     for k in one: np.testing.assert_allclose(two[k], one[k], atol=2e-4, err_msg=k)

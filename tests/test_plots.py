@@ -19,7 +19,7 @@ from vegc.ingest import add
 from vegc.interpret import ClassifierInterpretation, grad_cam
 from vegc.metrics import Metrics, metrics_of, most_confused
 from vegc.pictures import flat_map, plot_confused, plot_embedding, plot_mistakes, plot_samples, plot_top_losses, sparse_places
-from vegc.plots import (BLUE, GREEN, GREY, RED, YELLOW, alt_of, as_html, confusion_order, finish, plot_accuracy_by_n, plot_classes, plot_confusion, plot_history, plot_lr,
+from vegc.plots import (BLUE, GREEN, GREY, RED, YELLOW, alt_of, as_html, confusion_order, finish, plot_accuracy_by_n, plot_classes, plot_confusion, plot_history, plot_lr, plot_methods,
                         plot_most_confused, plot_per_class, plot_precision_recall, plot_reliability, spread_out, table_of)
 
 matplotlib.use('Agg')
@@ -61,6 +61,8 @@ def m(table): return metrics_of(table, stage='raw', split='test', times=50)
 HISTORY = [dict(part='frozen', epoch=i + 1, train_loss=1/(i + 1), valid_loss=1.1/(i + 1), accuracy=.5 + .1*i) for i in range(3)]
 HISTORY += [dict(part='unfrozen', epoch=1, train_loss=.2, valid_loss=.5, accuracy=.75)]
 CURVE = pd.DataFrame(dict(n=[10, 100], accuracy=[.5, .8], low=[.4, .7], high=[.6, .9]))
+METHODS = pd.DataFrame(dict(method=['line', 'forêt 森', 'stage raw'], features=['pixels', 'pixels', ''], n=50, accuracy=[.5, .6, .7], accuracy_low=[.4, .5, .6], accuracy_high=[.6, .7, .8],
+                            difference=[-.2, -.1, np.nan], difference_low=[-.3, -.2, np.nan], difference_high=[-.1, .02, np.nan]))
 
 
 def plots(dataset, table, m):
@@ -71,7 +73,7 @@ def plots(dataset, table, m):
         classes=lambda ax: plot_classes(pd.DataFrame(dict(train=[3, 1], valid=[1, 1], test=[1, 0]), index=['vi', 'ja']), ax, names=NAMES),
         lr=lambda ax: plot_lr(pd.DataFrame(dict(lr=[1e-4, 1e-3, 1e-2], loss=[2., 1., 3.])), 1e-3, ax),
         confusion=lambda ax: plot_confusion(m, NAMES, ax=ax), most_confused=lambda ax: plot_most_confused(m, 5, NAMES, ax), per_class=lambda ax: plot_per_class(m, NAMES, ax),
-        precision_recall=lambda ax: plot_precision_recall(m, NAMES, ax=ax), reliability=lambda ax: plot_reliability(m, ax), by_n=lambda ax: plot_accuracy_by_n(CURVE, ax),
+        precision_recall=lambda ax: plot_precision_recall(m, NAMES, ax=ax), reliability=lambda ax: plot_reliability(m, ax), by_n=lambda ax: plot_accuracy_by_n(CURVE, ax, ahead=CURVE.assign(n=[200, 400])), methods=lambda ax: plot_methods(METHODS, ax=ax),
         samples=lambda ax: plot_samples(dataset, 3, ax=ax), top_losses=lambda ax: plot_top_losses(table, root, 7, names=NAMES, ax=ax),
         confused=lambda ax: plot_confused(table, root, 3, 2, names=NAMES, ax=ax), mistakes=lambda ax: plot_mistakes(table, root, 'vi', names=NAMES, ax=ax),
         embedding=lambda ax: plot_embedding(table, x, root, xy=x[:, :2], names=NAMES, ax=ax))

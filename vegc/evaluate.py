@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SMALL', 'probabilities', 'predictions_frame', 'predictions', 'embeddings', 'test_looks',
-           'cross_validated_predictions', 'unlearned_body', 'grouped_interval', 'cross_validate', 'evaluate',
-           'superclasses', 'stage_temperature', 'small_headline', 'out_of_fold_predictions', 'linear_predictions',
+           'cross_validated_predictions', 'unlearned_body', 'grouped_interval', 'cross_validate', 'small_headline',
+           'evaluate', 'superclasses', 'stage_temperature', 'out_of_fold_predictions', 'linear_predictions',
            'train_and', 'plain_model', 'Comparison', 'compare']
 
 # %% ../nbs/50_evaluate.ipynb #5973fb1d
@@ -191,6 +191,23 @@ def cross_validate(
     m.intervals['accuracy'] = grouped_interval(table.label == table.predicted_label, table.group)
     return m
 
+# %% ../nbs/50_evaluate.ipynb #9f73add6
+SMALL = 1000  # pictures; with fewer the headline is a cross-validation
+
+def small_headline(
+    dataset: ImageDataset,
+    stage: str,
+    *,
+    labels: str='current',  # or given
+) -> Metrics | None:        # None: there are pictures enough, or there is no frozen part, or too little to deal over five folds
+    "The cross-validation that stands beside a stage's figures where the pictures are few."
+    rows = items(ImageDataset(dataset), labels)
+    held_in = rows[rows.split != 'test']
+    if len(rows) >= SMALL or held_in.duplicate_group.nunique() < 10 or held_in.label.nunique() < 2: return None
+    if find_arch(stage_info(dataset, stage).arch).from_scratch: return None
+    try: return cross_validate(dataset, stage, labels=labels)
+    except WeightsError: return None  # the stage that this one came from is gone, and so is the internet
+
 # %% ../nbs/50_evaluate.ipynb #cf3292e4
 def evaluate(
     dataset_or_model: ImageDataset | str | os.PathLike | Any,  # a dataset, or a model as from `load_model_file`
@@ -237,23 +254,6 @@ def _evaluate_folder(model: Any, folder: Path) -> Metrics:
     labels = [files[i].parent.name for i in good]
     rows = pd.DataFrame(dict(path=[str(files[i]) for i in good], split='folder', label=labels, given_label=labels))
     return metrics_of(predictions_frame(rows, p[good], model.classes), stage=model.name, split='folder')
-
-# %% ../nbs/50_evaluate.ipynb #9f73add6
-SMALL = 1000  # pictures; with fewer the headline is a cross-validation
-
-def small_headline(
-    dataset: ImageDataset,
-    stage: str,
-    *,
-    labels: str='current',  # or given
-) -> Metrics | None:        # None: there are pictures enough, or there is no frozen part, or too little to deal over five folds
-    "The cross-validation that stands beside a stage's figures where the pictures are few."
-    rows = items(ImageDataset(dataset), labels)
-    held_in = rows[rows.split != 'test']
-    if len(rows) >= SMALL or held_in.duplicate_group.nunique() < 10 or held_in.label.nunique() < 2: return None
-    if find_arch(stage_info(dataset, stage).arch).from_scratch: return None
-    try: return cross_validate(dataset, stage, labels=labels)
-    except WeightsError: return None  # the stage that this one came from is gone, and so is the internet
 
 # %% ../nbs/50_evaluate.ipynb #b0125a80
 def out_of_fold_predictions(

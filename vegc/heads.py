@@ -23,7 +23,7 @@ from torch import nn
 from .core import UsageError
 from .data import BALANCE, class_weights, oversampled
 from .features import best_device
-from .train import FeatureLoader, SeedEpoch, _optimizer
+from .train import FeatureLoader, SeedEpoch, _optimizer, enough_steps
 
 # %% ../nbs/35_heads.ipynb #5ad0429e
 def _training_rows(y: np.ndarray, balance: str | None, seed: int) -> np.ndarray:
@@ -49,7 +49,7 @@ def head_probabilities(
     dropout: float=.5,           # before the last layer; half of it before the first
     smoothing: float=.1,         # of labels
     balance: str | None=None,    # sampling, oversampling, weights or focal
-    bs: int=64,                  # rows a batch
+    bs: int=64,                  # rows a batch at most
     seed: int=0,
 ) -> np.ndarray:                 # float32 [m, n_classes]
     "Train a head on some rows and ask it about others; the last epoch counts. Raises `UsageError`."
@@ -59,7 +59,8 @@ def head_probabilities(
     rows = _training_rows(y, balance, seed)
     a, b = torch.from_numpy(np.asarray(x, np.float32)[rows]), torch.from_numpy(np.asarray(y)[rows])
     weights = class_weights(y, range(n_classes))[y] if balance == 'sampling' else None
-    train = FeatureLoader(a, b, min(bs, len(a)), weights, shuffle=True, drop_last=len(a) > bs)
+    bs = min(bs, enough_steps(len(a)), len(a))
+    train = FeatureLoader(a, b, bs, weights, shuffle=True, drop_last=len(a) > bs)
     dls = DataLoaders(train, FeatureLoader(a[:2], b[:2], 2), device=torch.device(best_device()))  # fastai wants something to validate on
     dls.n_inp = 1
     learn = Learner(dls, head, loss_func=_balanced_loss(y, n_classes, balance, smoothing), **(_optimizer() | dict(wd=wd)))

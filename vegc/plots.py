@@ -376,16 +376,18 @@ def plot_methods(
     "A score of several methods, the best on top; full dots differ from the method compared with by more than chance."
     t = table.sort_values(score, kind='stable', ignore_index=True)
     names = [m if not f else f'{m}, {f}' for m, f in zip(t.method, t.get('features', pd.Series('', t.index)).fillna(''), strict=True)]
-    ax, y = new_axes(ax, 6, .3*len(t) + 1), np.arange(len(t))
+    ax, y, write = new_axes(ax, 6, .3*len(t) + 1), np.arange(len(t)), lettering(names)
     known = 'difference_low' in t
     base = t.difference.isna().to_numpy() if known else np.ones(len(t), bool)
     clear = ((t.difference_low > 0) | (t.difference_high < 0)).to_numpy() if known else base
     for rows, colour, fill in ((base, RED if known else BLUE, None), (clear & ~base, BLUE, None), (~clear & ~base, BLUE, 'white')):
         some = t[rows]
         if len(some): ax.errorbar(some[score], y[rows], xerr=[some[score] - some[f'{score}_low'], some[f'{score}_high'] - some[score]], fmt='o', ms=5, color=colour, mfc=fill or colour, lw=1.2)
-    ax.set_yticks(y, names)
-    note = '; hollow: no detectable difference from the red one' if known and (~clear & ~base).any() else ''
-    ax.set(xlabel=f'{score.replace("_", " ")}, 95 %{note}', title=f'{len(t)} methods on the same {t.n.iloc[0]} pictures')
+    ax.set_yticks(y, [write(n) for n in names])
+    note = '\nhollow: no detectable difference from the red one' if known and (~clear & ~base).any() else ''
+    said = score.replace('_', ' ').replace('f1', 'F1')
+    ax.set(xlabel=f'{said}, 95 %')
+    ax.set_title(f'{len(t)} methods on the same {t.n.iloc[0]} pictures{note}', fontsize='medium')
     best, last = t.iloc[-1], t.iloc[0]
-    return finish(ax, t.iloc[::-1].reset_index(drop=True), f'{score.replace("_", " ").capitalize()} of {len(t)} methods: best {names[-1]} with {best[score]:.3f} ({best[f"{score}_low"]:.3f} to {best[f"{score}_high"]:.3f}), '
-                  f'last {names[0]} with {last[score]:.3f}.')
+    return finish(ax, t.iloc[::-1].reset_index(drop=True), f'{said[0].upper() + said[1:]} of {len(t)} methods: best {names[-1]} with {best[score]:.3f} ({best[f"{score}_low"]:.3f} to {best[f"{score}_high"]:.3f}), '
+                  f'last {names[0]} with {last[score]:.3f}.', write)

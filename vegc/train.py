@@ -36,7 +36,7 @@ from torch import nn
 from .core import UsageError, progress, replacing, sha256_hex, warn
 from .data import class_weights, dataloaders, oversampled
 from .dataset import ImageDataset
-from .distributed import across_ranks, bare, in_turn, join_ranks, ranks, this_rank
+from .distributed import across_ranks, agreed, bare, in_turn, join_ranks, ranks, this_rank
 from .features import best_device, cached_features
 from .models import bf16_helps, bf16_trains, find_arch, image_body, image_model, n_features, param_groups, weights_hash
 from .stages import (LeakError, StageInfo, check_leaks, leaked, load_model, new_stage, save_stage,  # noqa: F401 — whoever trains needs them
@@ -271,7 +271,8 @@ def _fit_once(learn: Learner, part: str, epochs: int, lr, cbs: Sequence[Callback
             learn.fit_one_cycle(epochs, lr, cbs=around, pct_start=.25, start_epoch=log.start)
     model.load_state_dict(keep.state)
     info.best = keep.best
-    if since := overfit_since([r for r in info.history if r['part'] == part]): print(f'{part}: over-fitting since epoch {since}; the best epoch is kept.', file=sys.stderr)
+    since = overfit_since([r for r in info.history if r['part'] == part])
+    if since and not this_rank(): print(f'{part}: over-fitting since epoch {since}; the best epoch is kept.', file=sys.stderr)
     return _fill_recorder(learn)
 
 def _fill_recorder(learn: Learner) -> Learner:
@@ -298,7 +299,7 @@ def fit_body(
     train = learn.dls.train
     train.bs = min(train.bs, enough_steps(train.n))
     side = None if scratch else _smaller(learn.model, learn.dls.source.size)
-    learn.info.bf16 = next(learn.model.parameters()).device.type == 'cpu' and bf16_trains(learn.model, learn.dls.source.size)
+    learn.info.bf16 = agreed(next(learn.model.parameters()).device.type == 'cpu' and bf16_trains(learn.model, learn.dls.source.size))
     lr = lr or (3e-3 if scratch else [2e-4, 6e-4, 1e-3])
     return _fit(learn, 'unfrozen', epochs, lr, cbs=[SmallFirst(side, int(small*epochs))] if side else [], patience=patience)
 
