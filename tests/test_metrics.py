@@ -204,7 +204,7 @@ def test_how_often_test_was_looked_at_is_said_in_words():
     for n in range(4):
         m.looks = n
         said.append(str(m))
-    assert 'looked at' not in said[0] and [s.split('looked at ')[1].split('.')[0] for s in said[1:]] == ['once', 'twice', '3 times']
+    assert 'looked at' not in said[0] and [s.split('looked at ')[1].split('.')[0] for s in said[1:]] == ['1 time', '2 times', '3 times']
 
 
 def test_few_pictures_are_said_to_be_few():

@@ -130,7 +130,7 @@ def test_looking_at_test_is_counted_and_said(dataset):
     html = report(dataset, 'raw').read_text('utf-8')
     assert test_looks(dataset) > before
     assert f'{how_often(test_looks(dataset))}, this page included' in html and re.search(r'training took</dt><dd>\d+ (seconds|minutes)<', html)
-    assert [how_often(n) for n in (1, 2, 1000)] == ['once', 'twice', '1,000 times']
+    assert [how_often(n) for n in (1, 2, 1000)] == ['1 time', '2 times', '1,000 times']
 
 
 def test_valid_is_taken_and_named_where_test_is_small(dataset, tmp_path):

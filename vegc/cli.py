@@ -347,8 +347,8 @@ def _rate(text: str | None) -> float | slice | None:
 def _train(dataset: _Dataset,
            arch: Annotated[str, _option('A body of torchvision or timm by name, efficientnet_lite0, small_cnn, or module:function of your own.')]='resnet50',
            size: Annotated[int | None, _option('Side of the pictures, pixels; 224, or that of --start, if not given.')]=None,
-           bs: Annotated[int, _option('Pictures a batch.')]=64,
-           epochs: Annotated[str, _option('Of the frozen and of the unfrozen part; 0 leaves a part out.')]='8,4',
+           bs: Annotated[int, _option('Pictures a batch at most; fewer where pictures are few.')]=64,
+           epochs: Annotated[str, _option('Of the frozen and of the unfrozen part; 0 leaves a part out.')]='8,10',
            lr: Annotated[str | None, _option('Peak rate of the unfrozen part: one number, or two from early layers to the head.')]=None,
            weights: Annotated[str, _option('auto for ImageNet weights, or a state dict file.')]='auto',
            start: Annotated[str | None, _option('A stage to start from.')]=None,
@@ -365,8 +365,14 @@ def _train(dataset: _Dataset,
     from vegc.train import train
     learn = _work(train, _open(dataset), arch=arch, size=size, bs=bs, epochs=_numbers(epochs, int, '--epochs'), lr=_rate(lr), weights=weights,
                   start=start, labels=labels, stage=stage, seed=seed, cached=cached, views=views, balance=balance, patience=patience, overwrite=overwrite)
-    if as_json: _show(learn.info.to_dict(), as_json=True)
-    else: print(f'{table_text(_jsonable(learn.info.history))}\n\nSaved as {stage}: the best epoch, {_epoch(learn.info.best)}.')
+    from vegc.distributed import in_turn, this_rank
+    from vegc.evaluate import small_headline
+    with in_turn(): small = _work(small_headline, _open(dataset), stage, labels=labels)
+    if this_rank(): return  # one of several processes speaks
+    if as_json: _show(learn.info.to_dict() | ({} if small is None else dict(cross_validated=small.brief())), as_json=True)
+    else:
+        print(f'{table_text(_jsonable(learn.info.history))}\n\nSaved as {stage}: the best epoch, {_epoch(learn.info.best)}.')
+        if small is not None: print(f'Few pictures, so the headline is a grouped cross-validation. {small.headline} Test is not among them.')
 
 def _epoch(row: dict) -> str: return f'{row["part"]} {row["epoch"]} with accuracy {row["accuracy"]:.3f} on valid' if row else 'untrained'
 

@@ -8,6 +8,7 @@ __all__ = ['PLACEHOLDER_URLS', 'Limits', 'OptedOut', 'store', 'settle', 'IngestR
 
 # %% ../nbs/14_ingest.ipynb #33288cf3
 import asyncio
+import contextlib
 import csv
 import io
 import os
@@ -27,7 +28,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from .core import (DatasetError, UsageError, VegcError, disk_full_is_clear, progress, replacing, save_config, sha256_hex, table_text,
+from .core import (DatasetError, UsageError, VegcError, disk_full_is_clear, progress, save_config, sha256_hex, table_text,
                        warn, write_atomic)
 from .dataset import MANIFEST_COLUMNS, ImageDataset, Known, OptOut, read_jsonl
 from .fetch import Fetched, FetchOptions, fetch_many, robots_survey, tool
@@ -60,14 +61,22 @@ def store(
     p = prepare(data, **vars(limits))
     if optout and (why := optout.of_picture([p.sha256, p.sha256_fetched], p.phash)): raise OptedOut(why)
     paths = {label: f'images/{label}/{p.sha256[:16]}.{p.ext}' for label in labels}
-    for path in paths.values(): _put(folder/path, p.data)
+    for path in paths.values(): _put(os.path.join(folder, path), p.data)
     return p, paths
 
-def _put(path: Path, data: bytes) -> None:
-    "Write a picture that is not there yet, whole or not at all; it reaches the disk with all others, see `_to_disk`."
+def _put(path: str, data: bytes) -> None:
+    "Write a picture that is not there yet, whole or not at all; it reaches the disk with all others, see `_to_disk`. Raises `DiskFullError`."
+    folder, name = os.path.split(path)
+    tmp = os.path.join(folder, f'.tmp-{os.urandom(8).hex()}-{name}')
     with disk_full_is_clear(path):
-        if path.exists() and path.stat().st_size == len(data): return
-        with replacing(path) as tmp: tmp.write_bytes(data)
+        if os.path.exists(path) and os.path.getsize(path) == len(data): return
+        os.makedirs(folder, exist_ok=True)
+        try:
+            with open(tmp, 'xb') as f: f.write(data)
+            os.replace(tmp, path)
+        except BaseException:
+            with contextlib.suppress(FileNotFoundError): os.unlink(tmp)
+            raise
 
 # %% ../nbs/14_ingest.ipynb #a2ee62c1
 def _to_disk() -> None:
@@ -144,7 +153,7 @@ def _is_open(old: Known | None, folder: Path, retry_failed: bool, opts: FetchOpt
     code, _, why = (old.error_message or '').partition(': ')
     if code != 'opted_out': return retry_failed or code == 'rate_limited'
     if why.startswith('robots.txt'): return opts.ignore_robots or 'next run' in why
-    return opts.ignore_optout_headers if why.startswith(('X-Robots-Tag', 'tdm-')) else retry_failed and why.startswith('optout.txt')
+    return opts.ignore_optout_headers if why.startswith(('X-Robots-Tag', 'tdm')) else retry_failed and why.startswith('optout.txt')
 
 class _Wanted:
     "Rows that are to be filled, by URL. Tuples: of 100,000 rows most wait for a while, and dicts would take four times the memory."
@@ -220,7 +229,10 @@ class _Work:
         self.robots = dict(hosts=n, urls=urls, closed=closed, share=round(closed/max(1, urls), 4))
         names = ', '.join(f'{h["host"]} ({h["closed"]} of {h["urls"]})' for h in hosts[:3] if h['closed'] and 'host' in h)
         then = f' They are skipped as opted_out, or failed where a host could not be reached{": "*bool(names)}{names}.' if closed else ''
-        if urls: self.said.append(f'robots.txt was read on {n} host{"s"*(n > 1)}: it closes {closed:,} of {urls:,} URLs ({closed/urls:.1%}).{then}')
+        if urls: self.said.append(f'robots.txt was read on {n} host{"s"*(n > 1)}, with tdmrep.json: it closes {closed:,} of {urls:,} URLs ({closed/urls:.1%}).{then}')
+        if slow := [h for h in hosts if h.get('delay') and h['urls'] > h['closed']]:
+            last = max(slow, key=lambda h: h['delay']*(h['urls'] - h['closed']))
+            self.said.append(f'{last["host"]} wants {last["delay"]:g} s from one request to the next (Crawl-delay): {last["delay"]*(last["urls"] - last["closed"])/60:,.0f} minutes for its URLs.')
 
     def reuse(self, df: pd.DataFrame) -> int:  # rows served
         "Serve rows whose URL is already there under another label, without a request."
@@ -229,7 +241,7 @@ class _Work:
             source = self.folder/known['path']
             for b in self.wanted.pop(known['url']) if source.exists() else ():
                 path = f'images/{b["given_label"]}/{source.name}'
-                _put(self.folder/path, source.read_bytes())
+                _put(os.path.join(self.folder, path), source.read_bytes())
                 self.record([{k: v for k, v in known.items() if not pd.isna(v)} | b | {'path': path, 'status': 'ok'}])
                 served += 1
         return served
@@ -425,12 +437,12 @@ def ask_robots(
     *,
     allow_hosts: str | tuple=(),  # hosts that may have a private address; a string is split at commas
     user_agent: str='',           # empty: vegc/<version>
-) -> pd.DataFrame:                # host, urls, closed, why: a line a host, the most closed first
+) -> pd.DataFrame:                # host, urls, closed, why, delay (seconds between requests): a line a host, the most closed first
     "What share of the selected URLs robots.txt closes; asks each host for that file and for nothing else."
     opts, box = FetchOptions(allow_hosts=_host_names(allow_hosts), user_agent=user_agent), []
     async def main(): box.extend(await robots_survey(p.rows.url.unique(), opts))
     with progress(desc='robots.txt', unit='host') as bar: _in_thread(main, lambda: bar.update(0))
-    return pd.DataFrame(box, columns=['host', 'urls', 'closed', 'why'])
+    return pd.DataFrame(box, columns=['host', 'urls', 'closed', 'why', 'delay'])
 
 def ingest(
     lists: str | os.PathLike | list,            # a folder of <class>.csv, a dataset, a file, or several files

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['BLUE', 'RED', 'GREEN', 'YELLOW', 'GREY', 'new_axes', 'finish', 'table_of', 'alt_of', 'as_html', 'plot_classes',
            'plot_history', 'plot_lr', 'confusion_order', 'plot_confusion', 'plot_most_confused', 'plot_per_class',
-           'spread_out', 'plot_precision_recall', 'move_apart', 'plot_reliability', 'plot_accuracy_by_n']
+           'spread_out', 'plot_precision_recall', 'move_apart', 'plot_reliability', 'plot_accuracy_by_n',
+           'plot_methods']
 
 # %% ../nbs/51_plots.ipynb #2b9a3d95
 import base64
@@ -373,11 +374,42 @@ def plot_reliability(
 def plot_accuracy_by_n(
     curve: pd.DataFrame,          # n, accuracy, low, high, as from `accuracy_by_n`
     ax: Axes | None=None,
+    *,
+    ahead: pd.DataFrame | None=None,  # n, accuracy, low, high, as from `extrapolated`
 ) -> Axes:
-    "Accuracy against the number of training pictures, with exact intervals."
+    "Accuracy against the number of training pictures, with exact intervals; what is only predicted is dashed."
     ax = new_axes(ax, 5, 3.2)
     ax.fill_between(curve.n, curve.low, curve.high, color=BLUE, alpha=.18, lw=0)
     ax.plot(curve.n, curve.accuracy, color=BLUE, marker='o', ms=4)
     ax.set(xlabel='training pictures', ylabel='accuracy, 95 %', title='Would more pictures help?', ylim=(max(0, curve.low.min() - .05), 1.01))
     a, b = curve.iloc[0], curve.iloc[-1]
-    return finish(ax, curve, f'Accuracy {a.accuracy:.3f} with {a.n:.0f} training pictures, {b.accuracy:.3f} ({b.low:.3f} to {b.high:.3f}) with {b.n:.0f}.')
+    said = f'Accuracy {a.accuracy:.3f} with {a.n:.0f} training pictures, {b.accuracy:.3f} ({b.low:.3f} to {b.high:.3f}) with {b.n:.0f}.'
+    if ahead is not None:
+        ax.plot([b.n, *ahead.n], [b.accuracy, *ahead.accuracy], color=RED, ls=':', zorder=1)
+        ax.errorbar(ahead.n, ahead.accuracy, yerr=[ahead.accuracy - ahead.low, ahead.high - ahead.accuracy], fmt='o', mfc='white', ms=4, color=RED, lw=1.2, label='predicted')
+        ax.legend(frameon=False, loc='lower right')
+        said += ''.join(f' {r.accuracy:.3f} ({r.low:.3f} to {r.high:.3f}) predicted for {r.n:.0f}.' for r in ahead.itertuples())
+    return finish(ax, curve, said)
+
+# %% ../nbs/51_plots.ipynb #a21c38d1
+def plot_methods(
+    table: pd.DataFrame,          # method, a score with _low and _high, as from `baselines` or `compare_imbalance`
+    score: str='accuracy',
+    ax: Axes | None=None,
+) -> Axes:
+    "A score of several methods, the best on top; full dots differ from the method compared with by more than chance."
+    t = table.sort_values(score, kind='stable', ignore_index=True)
+    names = [m if not f else f'{m}, {f}' for m, f in zip(t.method, t.get('features', pd.Series('', t.index)).fillna(''), strict=True)]
+    ax, y = new_axes(ax, 6, .3*len(t) + 1), np.arange(len(t))
+    known = 'difference_low' in t
+    base = t.difference.isna().to_numpy() if known else np.ones(len(t), bool)
+    clear = ((t.difference_low > 0) | (t.difference_high < 0)).to_numpy() if known else base
+    for rows, colour, fill in ((base, RED if known else BLUE, None), (clear & ~base, BLUE, None), (~clear & ~base, BLUE, 'white')):
+        some = t[rows]
+        if len(some): ax.errorbar(some[score], y[rows], xerr=[some[score] - some[f'{score}_low'], some[f'{score}_high'] - some[score]], fmt='o', ms=5, color=colour, mfc=fill or colour, lw=1.2)
+    ax.set_yticks(y, names)
+    note = '; hollow: no detectable difference from the red one' if known and (~clear & ~base).any() else ''
+    ax.set(xlabel=f'{score.replace("_", " ")}, 95 %{note}', title=f'{len(t)} methods on the same {t.n.iloc[0]} pictures')
+    best, last = t.iloc[-1], t.iloc[0]
+    return finish(ax, t.iloc[::-1].reset_index(drop=True), f'{score.replace("_", " ").capitalize()} of {len(t)} methods: best {names[-1]} with {best[score]:.3f} ({best[f"{score}_low"]:.3f} to {best[f"{score}_high"]:.3f}), '
+                  f'last {names[0]} with {last[score]:.3f}.')

@@ -45,6 +45,7 @@ class StageInfo:
     start: str | None = None         # the stage that this one started from
     channels: int = 3                # of the body's first layer
     suggested_lr: float | None = None  # of the last `suggest_lr`
+    bf16: bool = False               # the unfrozen part was computed in bfloat16 on a CPU
     recipe: str = ''                 # hash of everything that decides the frozen part
     versions: dict[str, str] = field(default_factory=dict)
     created: str = ''
