@@ -463,11 +463,17 @@ def _predict(model: Annotated[Path, typer.Argument(metavar='FILE', help='A model
              unsure_below: Annotated[float | None, _option('Name the label unsure when the confidence is less.')]=None,
              csv: Annotated[Path | None, _option('Also write the table to this file.', '--csv')]=None, as_json: _Json=False):
     "Say what is in pictures, in the order given."
-    from vegc.export import predict
-    table = _work(predict, model, items, unsure_below=unsure_below)
+    from vegc.export import load_model_file, predict
+    loaded = load_model_file(model)
+    table = _work(predict, loaded, items, unsure_below=unsure_below)
     if csv is not None: _write_csv(table, csv)
     shown = table if as_json else table[[c for c in table if not c.startswith('p_')]]
     _show(shown, as_json)
+    if not as_json and unsure_below is not None and (cost := loaded.cost(unsure_below)): print(_price(cost))
+
+def _price(cost: dict) -> str:
+    return (f'\nOn the valid pictures a threshold of {cost["threshold"]:.2f} leaves {cost["share"]:.0%} answered, {cost["accuracy"]:.1%} of them rightly '
+            f'({cost["low"]:.1%}–{cost["high"]:.1%}), and holds back {cost["right_lost"]} right answers.')
 
 @_verb('demo')
 def _demo(out: Annotated[Path | None, _option('Folder to work in; vegc-demo if not given.')]=None,

@@ -253,7 +253,7 @@ def _evaluate_folder(model: Any, folder: Path) -> Metrics:
     if not good: raise DatasetError(f'{folder} holds no usable picture.')
     labels = [files[i].parent.name for i in good]
     rows = pd.DataFrame(dict(path=[str(files[i]) for i in good], split='folder', label=labels, given_label=labels))
-    return metrics_of(predictions_frame(rows, p[good], model.classes), stage=model.name, split='folder')
+    return metrics_of(predictions_frame(rows, p[good], model.classes), stage=model.name, split='folder', temperature=1.)
 
 # %% ../nbs/50_evaluate.ipynb #b0125a80
 def out_of_fold_predictions(
