@@ -412,7 +412,7 @@ def _clean(dataset: _Dataset, decisions: Annotated[Path | None, _option('A CSV p
     alone = done.attrs['left_alone']
     if as_json: return _show(dict(rows=_rows(done), left_alone=alone), as_json)
     counts = ', '.join(f'{n} {action}' for action, n in done.action.value_counts().items())
-    print(f'{_table(done)}\n\n{len(done)} decisions written{f": {counts}" if counts else ""}; cleaned.csv and labels.csv are up to date.')
+    print(f'{_table(done)}\n\n{len(done)} decision{"s"*(len(done) != 1)} written{f": {counts}" if counts else ""}; cleaned.csv and labels.csv are up to date.')
     if alone: print('Left alone: ' + ', '.join(f'{n} {what}' for what, n in alone.items()) + '.')
 
 def _review_page(dataset: Path, page: Path, limit: int, as_json: bool):
