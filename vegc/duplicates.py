@@ -197,7 +197,7 @@ def feature_pairs(
     return join_pairs(pairs_frame(i, j, 'near', own)[own >= least])
 
 # %% ../nbs/22_duplicates.ipynb #1254f17e
-PROOFS, PROVEN = 4_000, .87
+PROOFS, PROVEN = 2_000, .88
 
 def prove_pairs(
     pairs: pd.DataFrame,                       # as from `pairs_frame`, with a column margin: similarity above (or below) what its search asks for

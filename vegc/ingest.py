@@ -12,11 +12,11 @@ import contextlib
 import csv
 import io
 import os
+import sys
 import threading
 import unicodedata
 import warnings
 import zipfile
-from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -26,6 +26,7 @@ from urllib.request import url2pathname
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 from PIL import Image
 
 from .core import (DatasetError, UsageError, VegcError, disk_full_is_clear, progress, save_config, sha256_hex, table_text,
@@ -104,7 +105,7 @@ def _row(base: dict, got: Fetched, p: Prepared | None=None, path: str='', proble
 # %% ../nbs/14_ingest.ipynb #8868d2a6
 def _pictures(df: pd.DataFrame) -> np.ndarray:  # a number for each row
     "Rows that are one picture by URL or bytes get one number, chains included: the smallest number spreads until nothing changes."
-    codes = [pd.factorize(df[c])[0] for c in ('url', 'sha256_fetched', 'sha256')]
+    codes = [pd.factorize(df[c])[0] for c in ('url', 'sha256_fetched', 'sha256')]  # -1: empty
     res = np.arange(len(df))
     while True:
         new = res
@@ -117,12 +118,12 @@ def _pictures(df: pd.DataFrame) -> np.ndarray:  # a number for each row
 
 def _verdicts(df: pd.DataFrame, policy: str) -> tuple[pd.Series, pd.Series]:
     "Status and message of each row; of one picture's rows the first comes first in the lists."
-    picture = _pictures(df)
-    by = df.given_label.groupby(picture)
+    picture, label = _pictures(df), pd.Series(pd.factorize(df.given_label)[0], df.index)  # numbers: a hundred thousand strings would be copied
+    by = label.groupby(picture)
     shared = (by.transform('nunique') > 1) & (policy != 'all')
     names = df.given_label[shared].groupby(picture[shared]).transform(lambda s: ', '.join(sorted(set(s)))).astype('string')
     status, why = pd.Series('ok', df.index, dtype='string'), pd.Series(pd.NA, df.index, dtype='string')
-    out = shared & ((policy != 'first') | (df.given_label != by.transform('first')))
+    out = shared & ((policy != 'first') | (label != by.transform('first')))
     status[out] = 'review' if policy == 'review' else 'skipped'
     why[out] = 'conflict: one picture under ' + names[out] + ('' if policy == 'review' else f' ({policy})')
     return status, why
@@ -138,7 +139,8 @@ def settle(
     stored = df.loc[df.path.notna(), ['url', 'given_label', 'sha256', 'sha256_fetched', 'flags']]
     if stored.empty: return df
     status, why = _verdicts(stored, on_conflict)
-    crowded = stored.groupby('sha256_fetched').url.transform('nunique') >= PLACEHOLDER_URLS
+    codes = pd.DataFrame({c: pd.factorize(stored[c])[0] for c in ('sha256_fetched', 'url')}, index=stored.index)
+    crowded = (codes.groupby('sha256_fetched').url.transform('nunique') >= PLACEHOLDER_URLS) & (codes.sha256_fetched >= 0)
     flags = stored['flags'].fillna('').str.replace(r'(^|;)placeholder', '', regex=True)
     flags = flags.mask(crowded, flags + np.where(flags == '', 'placeholder', ';placeholder')).replace('', pd.NA)
     new = {c: df[c].copy() for c in ('status', 'error_message', 'flags')}
@@ -159,8 +161,11 @@ class _Wanted:
     "Rows that are to be filled, by URL. Tuples: of 100,000 rows most wait for a while, and dicts would take four times the memory."
     def __init__(self, rows: pd.DataFrame):  # key, url, given_label, more columns of the manifest
         self.columns = [c for c in rows.columns if c in MANIFEST_COLUMNS]
-        self.by_url = defaultdict(list)
-        for row in rows[self.columns].itertuples(index=False, name=None): self.by_url[row[self.columns.index('url')]].append(row)
+        self.by_url: dict[str, tuple[tuple, ...]] = {}
+        at, label = self.columns.index('url'), self.columns.index('given_label')
+        for row in rows[self.columns].itertuples(index=False, name=None):
+            row = (*row[:label], sys.intern(row[label]), *row[label + 1:])  # one string a class, not one a row
+            self.by_url[row[at]] = (*self.by_url.get(row[at], ()), row)
 
     def __len__(self) -> int: return sum(map(len, self.by_url.values()))
     def __iter__(self) -> Iterator[str]: return iter(list(self.by_url))
@@ -173,7 +178,7 @@ class _Wanted:
         "These rows are no longer wanted."
         at = self.columns.index('key')
         for url, rows in list(self.by_url.items()):
-            if left := [r for r in rows if r[at] not in keys]: self.by_url[url] = left
+            if left := tuple(r for r in rows if r[at] not in keys): self.by_url[url] = left
             else: del self.by_url[url]
 
     def pop(self, url: str) -> list[dict]:
@@ -341,6 +346,15 @@ def write_attribution(dataset: ImageDataset) -> Path | None:
     return write_atomic(dataset.path/'ATTRIBUTION.csv', table.to_csv(index=False, lineterminator='\n'))
 
 # %% ../nbs/14_ingest.ipynb #fb044625
+@contextlib.contextmanager
+def _plain_memory():
+    "Arrow's memory comes from the system for a while: its own allocator keeps what it has freed."
+    usual = pa.default_memory_pool()
+    pa.set_memory_pool(pa.system_memory_pool())
+    try: yield
+    finally: pa.set_memory_pool(usual)
+
+@_plain_memory()
 def _fill(
     dataset: ImageDataset,
     rows_for: Callable[[dict], pd.DataFrame],  # from what is known by key, the rows wanted
@@ -392,10 +406,7 @@ def _drive(work: _Work, source: Callable) -> None:
 def _settled(dataset: ImageDataset, keys: pd.Series, run) -> pd.DataFrame:
     "The whole manifest, settled. Answers come in any order; in the manifest the rows of these lists stand in theirs."
     run.known.clear()  # room for the table
-    df = dataset.df
-    order = np.argsort(pd.Index(keys).get_indexer(df.key), kind='stable')
-    df = pd.DataFrame({c: df.pop(c).iloc[order].reset_index(drop=True) for c in list(df)})  # column by column: never two tables
-    return settle(df, dataset.config.on_conflict)
+    return settle(dataset._table(order=keys), dataset.config.on_conflict)
 
 # %% ../nbs/14_ingest.ipynb #84a2375d
 def _dataset(dataset: str | os.PathLike | ImageDataset, subject: str | None, **config) -> ImageDataset:
@@ -471,6 +482,7 @@ def ingest(
     "Fetch, verify and store what the lists name. Raises `VegcError`s; `TooManyFailures` at the end, with everything kept."
     return _ingest(**locals(), source=lambda urls, work, opts: fetch_many(urls, work.handle, opts, work.heard))
 
+@_plain_memory()
 def _ingest(lists, dataset, *, max_per_class, max_size, subject, on_conflict, retry_failed, max_failures, max_pixels, min_side, max_aspect,
             allow_hosts, source: Callable, **fetch) -> IngestResult:
     "As `ingest`; `source(urls, work, opts)` hands over what is asked for."
