@@ -464,7 +464,7 @@ def clean(
     dataset: str | os.PathLike,
     *,
     decisions: str | os.PathLike | None=None,  # a CSV path,action,label,who,why
-    auto: float | None=None,                   # decide by rule at this confidence, 0–1
+    auto: float | None=None,                   # decide by rule: relabel what is right with at least this chance, 0–1
     undo: bool=False,                          # take the last call of `clean` back
 ) -> pd.DataFrame:                             # path, action, label, who, why: what this call did; `attrs['left_alone']`: what it did not, and why
     "Apply decisions; nothing is deleted. Raises `UsageError`, `DatasetError`, `LockedError`."

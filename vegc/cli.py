@@ -400,7 +400,7 @@ def _find_issues(dataset: _Dataset, stage: Annotated[str | None, _option('Judge 
 
 @_verb('clean')
 def _clean(dataset: _Dataset, decisions: Annotated[Path | None, _option('A CSV path,action,label,who,why.', '--decisions')]=None,
-           auto: Annotated[float | None, _option('Decide by rule at this confidence; never on test pictures.', '--auto')]=None,
+           auto: Annotated[float | None, _option('Decide by rule: relabel what is right with at least this chance, 0 to 1; never on test pictures.', '--auto')]=None,
            undo: Annotated[bool, _option('Take the last call back.', '--undo')]=False,
            page: Annotated[Path | None, _option('Write an HTML page to decide on without Python; it hands back a CSV for --decisions.', '--page')]=None,
            worst: Annotated[int | None, _option('Only show so many of the worst pictures, why they are there and what became of them.', '--worst')]=None,
