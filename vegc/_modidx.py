@@ -53,6 +53,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                             'vegc.clean._undo_call': ('clean.html#_undo_call', 'vegc/clean.py'),
                             'vegc.clean.clean': ('clean.html#clean', 'vegc/clean.py'),
                             'vegc.clean.kinds': ('clean.html#kinds', 'vegc/clean.py'),
+                            'vegc.clean.percent': ('clean.html#percent', 'vegc/clean.py'),
                             'vegc.clean.reason': ('clean.html#reason', 'vegc/clean.py'),
                             'vegc.clean.remarks': ('clean.html#remarks', 'vegc/clean.py'),
                             'vegc.clean.rule_decisions': ('clean.html#rule_decisions', 'vegc/clean.py'),
