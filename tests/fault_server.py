@@ -6,6 +6,7 @@ import io
 import socket
 import struct
 import threading
+import time
 import zlib
 from collections import Counter
 
@@ -30,8 +31,9 @@ def bomb(megabytes):
 
 class FaultServer:
     "Use as a context manager; `url(path)` names a picture, `asked` counts requests by path and query."
-    def __init__(self, delay=0., robots=None):
+    def __init__(self, delay=0., robots=None, tdmrep=None):
         self.robots, self.robots_asked = robots, 0  # a text, a status, or a function of the request
+        self.tdmrep, self.tdmrep_asked, self.times = tdmrep, 0, []  # the same; when a picture was asked for
         self.asked, self.sent, self.agents, self.open_now, self.most_open, self.delay = Counter(), Counter(), set(), 0, 0, delay
         self.ready, self.bodies = threading.Event(), {}
 
@@ -61,8 +63,14 @@ class FaultServer:
 
     async def _answer(self, request):
         raw = request.raw_path
-        if raw == '/robots.txt': return await self._rules(request)
+        if raw == '/robots.txt':
+            self.robots_asked += 1
+            return await self._rules(self.robots, request)
+        if raw == '/.well-known/tdmrep.json':
+            self.tdmrep_asked += 1
+            return await self._rules(self.tdmrep, request)
         self.asked[raw] += 1
+        self.times.append(time.monotonic())
         self.agents.add(request.headers.get('User-Agent'))
         self.open_now += 1
         self.most_open = max(self.most_open, self.open_now)
@@ -73,9 +81,8 @@ class FaultServer:
             return await fault(request) if fault else self.picture(raw)
         finally: self.open_now -= 1
 
-    async def _rules(self, request):
-        self.robots_asked += 1
-        rules = self.robots(request) if callable(self.robots) else self.robots
+    async def _rules(self, rules, request):
+        rules = rules(request) if callable(rules) else rules
         if hasattr(rules, '__await__'): rules = await rules
         if isinstance(rules, (bytes, str)): return web.Response(body=rules, content_type='text/plain')
         return rules if isinstance(rules, web.StreamResponse) else web.Response(status=rules or 404)

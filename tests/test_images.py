@@ -183,6 +183,26 @@ def test_bytes_that_fit_are_kept_but_for_metadata():
     assert b'secret' not in data and far(Image.open(io.BytesIO(data)), photo()) == 0
 
 
+def test_colours_of_one_brightness_are_not_blank_though_bytes_that_are_kept_are_looked_at_in_grey():
+    im = Image.new('RGB', (64, 64), (200, 0, 0))
+    im.paste((0, 102, 0), (0, 0, 32, 64))
+    assert np.ptp(np.asarray(im.convert('L'))) <= 1
+    for kw in ({}, dict(progressive=True)):
+        p = prepare(encoded(im, 'JPEG', quality=95, **kw))
+        assert p.flags == () and p.data == encoded(im, 'JPEG', quality=95, **kw)
+    assert prepare(encoded(Image.new('RGB', (64, 64), (200, 0, 0)), 'JPEG')).flags == ('blank',)
+    near = [(int(prepare(d).phash, 16) ^ int(phash(load_rgb(d)), 16)).bit_count() for d in map(jpeg, range(20))]
+    assert max(near) <= 16, near  # rounding
+
+
+def test_colours_that_libjpeg_cannot_sample_are_found_though_grey_could_be_read():
+    data = bytearray(jpeg(0, (160, 120)))
+    at = data.index(b'\xff\xc0') + 11  # the sampling of the first component: 2×2 becomes 3×2, and the others' 1×1 becomes 2×1
+    data[at], data[at + 3], data[at + 6] = 0x32, 0x21, 0x21
+    with pytest.raises(OSError): Image.open(io.BytesIO(bytes(data))).load()
+    assert code(bytes(data)) != ()
+
+
 def test_lossless_stays_lossless_and_lossy_becomes_jpeg():
     for fmt, kw in (('PNG', {}), ('BMP', {}), ('TIFF', {}), ('WEBP', dict(lossless=True))):
         p = prepare(encoded(photo(), fmt, **kw))

@@ -1,6 +1,7 @@
 """Stop it anywhere: what was done is kept, and nothing good is fetched twice."""
 import contextlib
 import errno
+import os
 import pathlib
 import signal
 import subprocess
@@ -86,15 +87,15 @@ def test_a_second_run_says_so_and_stops(tmp_path):
 
 
 def test_a_full_disk_stops_with_a_sentence_and_keeps_what_was_done(tmp_path, monkeypatch):
-    written, real = [], pathlib.Path.write_bytes
-    def full(path, data):
+    written, real = [], os.replace
+    def full(src, path):
         written.append(path)
-        if 'images' in path.parts and len(written) > 20: raise OSError(errno.ENOSPC, 'No space left on device')
-        return real(path, data)
+        if 'images' in pathlib.Path(path).parts and len(written) > 20: raise OSError(errno.ENOSPC, 'No space left on device')
+        return real(src, path)
     with FaultServer() as server:
         lists = write_lists(tmp_path/'lists', a=[server.url(f'/{i}') for i in range(40)])
         ImageDataset(tmp_path/'ds', subject='objects')
-        monkeypatch.setattr(pathlib.Path, 'write_bytes', full)
+        monkeypatch.setattr(os, 'replace', full)
         with pytest.raises(DiskFullError, match='disk is full'): ingest(lists, tmp_path/'ds', allow_hosts='127.0.0.1', concurrency=4)
         monkeypatch.undo()
         kept = ImageDataset(tmp_path/'ds').df

@@ -3,6 +3,7 @@ import asyncio
 import gzip
 import io
 import json
+from itertools import pairwise
 
 import numpy as np
 import pandas as pd
@@ -36,7 +37,7 @@ Disallow: /private
 Allow: /private/open
 Disallow: /*.gif$
 Disallow: /bún
-Crawl-delay: 1000
+Crawl-delay: 0.01
 
 User-agent: vegc
 Disallow: /late      # a second group for us counts too
@@ -135,6 +136,49 @@ def test_headers_meant_for_others_do_not_close(tmp_path):
         async def on_tag(request): return server.picture(request.raw_path, headers={'X-Robots-Tag': request.query_string.replace('+', ' ')})
         server.on_tag = on_tag
         assert run(tmp_path, [server.url('/tag?' + t) for t in tags])[1] == {server.url('/tag?' + t): want for t, want in tags.items()}
+
+
+@pytest.mark.parametrize('overruled', [False, True])
+def test_a_crawl_delay_is_kept_to_by_that_host_only(tmp_path, overruled, capsys):
+    with FaultServer(robots='User-agent: *\nCrawl-delay: 0.3\nDisallow: /no') as slow, FaultServer(delay=.01) as quick:
+        urls = [*(slow.url(f'/{i}') for i in range(4)), slow.url('/no'), *(quick.url(f'/{i}') for i in range(20))]
+        _, got = run(tmp_path, urls, ignore_robots=overruled)
+        assert list(got.values()).count(OK) == len(urls) - (not overruled)
+        gaps = [b - a for a, b in pairwise(slow.times)]
+        if overruled: assert min(gaps) < .1
+        else:
+            assert min(gaps) > .28 and quick.times[-1] < slow.times[-1]
+            assert 'wants 0.3 s' in capsys.readouterr().out
+
+
+def test_a_crawl_delay_longer_than_a_run_leaves_the_host_to_a_later_one(tmp_path):
+    with FaultServer(robots='User-agent: *\nCrawl-delay: 3600') as server:
+        urls = [server.url('/1'), server.url('/2')]
+        assert set(run(tmp_path, urls)[1].values()) == {('failed', 'rate_limited')} and not server.asked
+        server.robots = 'User-agent: *\nCrawl-delay: 0'
+        assert set(run(tmp_path, urls)[1].values()) == {OK}
+
+
+TDMREP = json.dumps([{'location': '/art', 'tdm-reservation': 1, 'tdm-policy': 'https://a.example/policy.json'}, {'location': '/art/free', 'tdm-reservation': 0},
+                     {'location': '/*.gif$', 'tdm-reservation': 1}, {'location': '/b%C3%BAn', 'tdm-reservation': 1}, {'location': '/a#b', 'tdm-reservation': 1}, {'no': 'location'}, 7])
+
+
+def test_tdmrep_reserves_what_its_locations_match_and_the_longer_one_holds(tmp_path):
+    paths = {'/1': OK, '/art/1': OUT, '/art/free/1': OK, '/x/2.gif': OUT, '/x/2.gif?a': OK, '/bún/1': OUT, '/a': OK, '/to?/art/2': OUT}
+    with FaultServer(tdmrep=TDMREP, robots='User-agent: *\nDisallow: /no') as server, FaultServer() as well:
+        res, got = run(tmp_path, [*(server.url(p) for p in paths), well.url('/art/1')])
+        assert got == {server.url(p): want for p, want in paths.items()} | {well.url('/art/1'): OK}
+        assert server.tdmrep_asked == well.tdmrep_asked == 1 and '/art/1' not in server.asked
+        assert res.to_dict()['robots']['closed'] == 3  # before it starts; the redirect's target is not known yet
+        _, got = run(tmp_path, [server.url(p) for p in paths], ignore_optout_headers=True)
+        assert set(got.values()) == {OK} and server.tdmrep_asked == 1 and server.asked['/1'] == 1
+
+
+@pytest.mark.parametrize('body', [404, 500, '<html>', '[]', '[{"location": 7}]', '['*100_000, b'\xff\xfe', lambda r: asyncio.sleep(5)], ids=['none', 'sick', 'a page', 'empty', 'no place', 'deep', 'no text', 'silent'])
+def test_a_tdmrep_that_cannot_be_read_reserves_nothing(tmp_path, body):
+    with FaultServer(tdmrep=body) as server:
+        assert run(tmp_path, [server.url('/1'), server.url('/tdm')], deadline=.5)[1] == {server.url('/1'): OK, server.url('/tdm'): OUT}
+        assert server.tdmrep_asked == 1
 
 
 # --- the user's own list

@@ -364,8 +364,9 @@ def reason(
     name, types = (lambda c: (names or {}).get(c, c)), kinds(item)
     said = []
     if 'label' in types or (not types and item.predicted_label != item.given_label):
-        sure, mine = (f' ({v:.0%})' if v == v else '' for v in (item.confidence, item.label_score))
-        said.append(f'looks like {name(item.predicted_label)}{sure}, not {name(item.given_label)}{mine}')
+        sure = f' ({item.confidence:.0%})' if item.confidence == item.confidence else ''
+        may = item.confidence < .5  # so suspect labels are more often right than not
+        said.append(f'{"may be" if may else "looks like"} {name(item.predicted_label)}{sure}{" rather than" if may else ", not"} {name(item.given_label)}')
     if 'off_topic' in types: said.append('is unlike all others' + (f' (outlier score {item.outlier:.2f})' if item.outlier == item.outlier else ''))
     said += [_KINDS.get(t, t) for t in types if t not in ('label', 'off_topic')]
     return '; '.join(said)
@@ -428,16 +429,16 @@ def _read_decisions(path: str | os.PathLike) -> list[dict]:
 # %% ../nbs/41_clean.ipynb #7470db49
 def rule_decisions(
     issues: pd.DataFrame,   # as from `find_issues`
-    confidence: float,      # 0–1: least probability of another label
+    confidence: float,      # 0–1: least chance that another label is right
 ) -> list[dict]:
-    "What rules would do: relabel where another label is that probable, exclude what is blank or off topic; never on test rows."
+    "What rules would do: relabel where another label is that surely right, exclude what is blank or off topic; never on test rows."
     res = []
     for r in issues[issues.split.isin(['train', 'valid'])].itertuples():
         types = r.issue_types.split(';')
         if 'blank' in types: res.append(dict(path=r.path, action='exclude', why='blank'))
         elif 'off_topic' in types and r.label_score < .5: res.append(dict(path=r.path, action='exclude', why=f'off topic: outlier score {r.outlier:.2f}, where 0.50 is usual'))
         elif 'label' in types and r.confidence >= confidence:
-            res.append(dict(path=r.path, action='relabel', label=r.predicted_label, why=f'out-of-fold probability {r.confidence:.2f} against {r.label_score:.2f}'))
+            res.append(dict(path=r.path, action='relabel', label=r.predicted_label, why=f'right with a chance of {r.confidence:.2f}, by models that have not seen it'))
     return res
 
 def _left_alone(issues: pd.DataFrame, rows: list[dict], standing: dict[str, dict]) -> dict[str, int]:

@@ -15,12 +15,12 @@ import re
 import secrets
 import shutil
 import time
+from array import array
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 from urllib.parse import urlsplit
 
 import filelock
@@ -53,31 +53,47 @@ MANIFEST_COLUMNS = list(MANIFEST)
 
 # %% ../nbs/12_dataset.ipynb #3119585b
 def manifest_frame(
-    rows,               # dicts or a DataFrame, with any of the manifest's columns
-) -> pd.DataFrame:      # all columns, in order, with nullable types
+    rows,                            # dicts or a DataFrame, with any of the manifest's columns
+    columns: list[str] | None=None,  # of the manifest; None: all
+) -> pd.DataFrame:                   # these columns, in order, with nullable types
     "Rows in the manifest's shape; what cannot be a whole number becomes empty."
-    df = pd.DataFrame(rows).reindex(columns=MANIFEST_COLUMNS)
-    for col, kind in MANIFEST.items():
+    df = pd.DataFrame(rows).reindex(columns=columns or MANIFEST_COLUMNS)
+    for col in df:
+        kind = MANIFEST[col]
         df[col] = pd.to_numeric(df[col], errors='coerce').round().astype(kind) if kind == _WHOLE else df[col].astype(kind)
     return df
+
+def _schema(columns: list[str]) -> pa.Schema:
+    return pa.schema([(c, pa.int64() if MANIFEST[c] == _WHOLE else pa.large_string()) for c in columns])
+
+def _arrow(rows: list[dict], columns: list[str] | None=None) -> pa.Table:
+    "The same as an Arrow table, which is made faster and of less memory."
+    schema = _schema(columns or MANIFEST_COLUMNS)
+    try: return pa.Table.from_pylist(rows, schema=schema)
+    except (pa.ArrowException, TypeError): return pa.Table.from_pandas(manifest_frame(rows, columns), schema=schema, preserve_index=False)  # a rank that is text
+
+def _pandas(table: pa.Table) -> pd.DataFrame:
+    return table.to_pandas(types_mapper={pa.int64(): pd.Int64Dtype(), pa.string(): pd.StringDtype(), pa.large_string(): pd.StringDtype()}.get)
 
 def write_manifest(
     path: str | os.PathLike,  # manifest.parquet
     df: pd.DataFrame,
 ) -> None:
     "Write the table in one step, with a checksum on every page. Raises `DiskFullError`."
-    schema = pa.schema([(c, pa.int64() if k == _WHOLE else pa.string()) for c, k in MANIFEST.items()])
+    schema = _schema(MANIFEST_COLUMNS)
     with disk_full_is_clear(path), replacing(path) as tmp:
-        pq.write_table(pa.Table.from_pandas(df, schema=schema, preserve_index=False), tmp, compression='zstd', write_page_checksum=True)
+        with pq.ParquetWriter(tmp, schema, compression='zstd', write_page_checksum=True) as out:
+            for i in range(0, len(df), 20_000): out.write_table(pa.Table.from_pandas(df[i:i + 20_000], schema=schema, preserve_index=False))
         with open(tmp, 'rb') as f: os.fsync(f.fileno())
 
 # %% ../nbs/12_dataset.ipynb #2ce1503d
 def read_manifest(
-    path: str | os.PathLike,  # manifest.parquet, or where it will be
-) -> pd.DataFrame:            # no rows when the file is not there
+    path: str | os.PathLike,          # manifest.parquet, or where it will be
+    columns: list[str] | None=None,   # of the table; None: all
+) -> pd.DataFrame:                    # no rows when the file is not there
     "Read the table. Raises `DatasetError` when the file is damaged; it is never overwritten then."
-    if not Path(path).exists(): return manifest_frame([])
-    try: return manifest_frame(pq.ParquetFile(path, page_checksum_verification=True).read().to_pandas())
+    if not Path(path).exists(): return manifest_frame([], columns)
+    try: return manifest_frame(_pandas(pq.ParquetFile(path, page_checksum_verification=True).read(columns)), columns)
     except (pa.ArrowException, OSError) as e:
         reason = str(e).splitlines()[0]
         raise DatasetError(f'{path} is damaged ({reason}). Put a copy of it back, or move it away and run the same ingest again: '
@@ -92,13 +108,19 @@ def read_jsonl(
 
 def _json_lines(path: Path) -> Iterator[dict]:
     if not path.exists(): return
-    with open(path, 'rb') as f:
-        for i, line in enumerate(f, 1):
-            if not line.strip(): continue
-            try: yield json.loads(line)
-            except ValueError:
-                if not line.endswith(b'\n'): return  # torn
-                raise DatasetError(f'Line {i} of {path} is damaged; correct or remove that line and run the command again.') from None
+    with open(path, 'rb') as f: yield from filter(None, (_json_line(line, n, path) for n, line in enumerate(f, 1)))
+
+def _json_line(line: bytes, n: int, path: Path) -> dict | None:  # None: blank, or torn
+    if not line.strip(): return None
+    try: return json.loads(line)
+    except ValueError:
+        if not line.endswith(b'\n'): return None
+        raise DatasetError(f'Line {n} of {path} is damaged; correct or remove that line and run the command again.') from None
+
+def _line_at(f: BinaryIO, start: int, n: int) -> dict:
+    "The line that begins there. Raises `DatasetError`."
+    f.seek(start)
+    return _json_line(f.readline(), n, Path(f.name))
 
 class Journal:
     "Append JSON lines to a file: flushed line by line, synced at least once a second."
@@ -166,11 +188,35 @@ class ImageDataset:
 from fastcore.basics import patch
 
 # %% ../nbs/12_dataset.ipynb #93eddd13
-def _journal_frame(path: Path, some: int=4000) -> pd.DataFrame:
-    "The last word of a journal on each key. Read some lines at a time: as dicts they take five times the memory of a table."
-    parts, lines = [], _json_lines(path)
-    while rows := list(islice(lines, some)): parts.append(manifest_frame(rows))
-    return pd.concat(parts, ignore_index=True).drop_duplicates('key', keep='last', ignore_index=True) if parts else manifest_frame([])
+_KEY = re.compile(rb'\{"key": "([^"\\]+)", ')
+
+def _journal_index(path: Path) -> tuple[pd.Series, np.ndarray]:  # the key of each line, and where it begins
+    "Where the rows of a journal lie. Raises `DatasetError` as `read_jsonl` does."
+    keys, starts, at = [], array('q'), 0
+    with open(path, 'rb') as f:
+        for n, line in enumerate(f, 1):
+            found = line.endswith(b'}\n') and _KEY.match(line)
+            if found: keys.append(found[1].decode())
+            elif row := _json_line(line, n, path): keys.append(row['key'])
+            if found or row: starts.append(at)
+            at += len(line)
+    return pd.Series(keys, dtype='string'), np.array(starts)
+
+def _journal_frame(
+    path: Path,
+    columns: list[str] | None=None,   # of the manifest; None: all
+    first: pd.Series | None=None,     # keys: their rows come last, in this order
+    some: int=1000,                   # lines at a time: as dicts they take five times the memory of a table
+) -> pd.DataFrame:
+    "The last word of a journal on each key, read in the order that is wanted: to sort a table takes a second one."
+    if not path.exists(): return manifest_frame([], columns)
+    keys, starts = _journal_index(path)
+    lines = np.flatnonzero(~keys.duplicated(keep='last'))
+    if first is not None: lines = lines[np.argsort(pd.Index(first).get_indexer(keys.iloc[lines]), kind='stable')]
+    parts = []
+    with open(path, 'rb') as f:
+        for i in range(0, len(lines), some): parts.append(_arrow([_line_at(f, starts[n], n + 1) for n in lines[i:i + some]], columns))
+    return _pandas(pa.concat_tables(parts)) if parts else manifest_frame([], columns)
 
 def _overlay(df: pd.DataFrame, new: pd.DataFrame) -> pd.DataFrame:
     "The manifest with a journal's rows put over it; the place of a key stays."
@@ -184,7 +230,16 @@ def _overlay(df: pd.DataFrame, new: pd.DataFrame) -> pd.DataFrame:
 @patch(as_prop=True)
 def df(self: ImageDataset) -> pd.DataFrame:
     "The manifest, one row per URL or file."
-    return _overlay(read_manifest(self.manifest_path), _journal_frame(self.journal_path))
+    return self._table()
+
+@patch
+def _table(self: ImageDataset, columns: list[str] | None=None, order: pd.Series | None=None) -> pd.DataFrame:
+    "These columns of the manifest; the rows whose keys are in `order` stand in that order, after all others."
+    columns = columns and list(dict.fromkeys(['key', *columns]))
+    df = _overlay(read_manifest(self.manifest_path, columns), _journal_frame(self.journal_path, columns, order))
+    if order is None or (place := pd.Index(order).get_indexer(df.key)).tolist() == sorted(place): return df
+    place = np.argsort(place, kind='stable')
+    return pd.DataFrame({c: df.pop(c).iloc[place].reset_index(drop=True) for c in list(df)})  # column by column: never two tables
 
 @patch
 def failures(self: ImageDataset) -> pd.DataFrame:  # reason, count, example
@@ -201,8 +256,8 @@ _FILE_COLUMNS = ['path', 'given_label', 'url', 'split', 'duplicate_group', 'sha2
 def _per_file(df: pd.DataFrame) -> pd.DataFrame:
     "One row per stored file, sorted, with the URL's host."
     from urllib.parse import urlsplit
-    res = df[_FILE_COLUMNS].drop_duplicates('path').sort_values('path', ignore_index=True)
-    res['host'] = [urlsplit(u).netloc if '://' in u[:10] else '' for u in res.url]
+    res = df[[c for c in _FILE_COLUMNS if c in df]].drop_duplicates('path').sort_values('path', ignore_index=True)
+    if 'url' in res: res['host'] = [urlsplit(u).netloc if '://' in u[:10] else '' for u in res.url]
     return res
 
 @patch(as_prop=True)
@@ -214,7 +269,7 @@ def classes(self: ImageDataset) -> pd.DataFrame:
     if 'slug' not in table: raise DatasetError(f'{path} needs a column `slug` with the names of the lists or folders.')
     if 'name' not in table: table['name'] = table.slug
     targets = table.merge_into.dropna() if 'merge_into' in table else []
-    missing = [s for s in dict.fromkeys([*self.df.given_label.dropna(), *targets]) if s not in set(table.slug)]
+    missing = [s for s in dict.fromkeys([*self._table(['given_label']).given_label.dropna(), *targets]) if s not in set(table.slug)]
     res = pd.concat([table, pd.DataFrame(dict(slug=missing, name=missing), dtype='string')], ignore_index=True)
     return res.assign(name=res.name.fillna(res.slug))
 
@@ -269,7 +324,7 @@ def images(self: ImageDataset) -> pd.DataFrame:
 @patch(as_prop=True)
 def labels(self: ImageDataset) -> pd.DataFrame:
     "The current labels: path, label, split, is_valid; excluded images are not there."
-    res = self.stored()
+    res = self._stored(self._table(['path', 'given_label', 'split', 'status']))
     res = res[res.status == 'ok'][['path', 'label', 'split']].reset_index(drop=True)
     return res.assign(is_valid=(res.split == 'valid').fillna(False).astype(bool))
 
@@ -280,7 +335,12 @@ def stored(self: ImageDataset,
     excluded: bool=False,  # those that a decision excludes, or whose class was dropped, too
 ) -> pd.DataFrame:         # as `images`, with the current label; status review where nobody has decided yet
     "What a person may look at: pictures in use and those held for review."
-    df, dec = self.df[_FILE_COLUMNS], self.decisions.set_index('path')  # of 100,000 rows the other columns are half the memory
+    return self._stored(self._table(_FILE_COLUMNS), excluded)
+
+@patch
+def _stored(self: ImageDataset, df: pd.DataFrame, excluded: bool=False) -> pd.DataFrame:
+    "The same for some columns of the manifest."
+    dec = self.decisions.set_index('path')
     res = _per_file(df[df.status.isin(['ok', 'review']) & df.path.notna()])
     res['label'] = self.current_class(res.path.map(dec[dec.action == 'relabel'].label).astype('string').fillna(res.given_label))
     res.loc[res.path.isin(dec.index), 'status'] = 'ok'  # a decision ends the review
@@ -325,16 +385,15 @@ class Known(NamedTuple):
     duplicate_group: str | None = None
 
 class Run:
-    "The rows of a dataset during a run: a few words of each in memory, all of each in the journal."
+    "The rows of a dataset during a run: of those of earlier runs a few words in memory, new ones in the journal alone."
     def __init__(self, df: pd.DataFrame, journal: Journal):
         columns = [[None if v is pd.NA else v for v in df[c]] for c in Known._fields]
         self.known: dict[str, Known] = dict(zip(df.key, map(Known, *columns), strict=True))
         self.journal, self.final = journal, None  # final: the whole manifest as it shall be written; None: with the journal over it
 
     def add(self, row: dict) -> None:
-        "Record one row, replacing what was known of its key."
+        "Record one row; it replaces the one with its key."
         self.journal.add(row)
-        self.known[row['key']] = Known(row['url'], row.get('path'), row.get('error_message'), None, row.get('split'), row.get('duplicate_group'))
 
 # %% ../nbs/12_dataset.ipynb #d5d5429d
 @patch

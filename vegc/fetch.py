@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ROBOTS_BYTES', 'ROBOTS_HOPS', 'FetchOptions', 'tool', 'Fetched', 'FetchProblem', 'check_url', 'read_data_uri',
            'is_public', 'BlockedAddress', 'CheckedResolver', 'opted_out', 'retry_after', 'Robots', 'parse_robots',
-           'read_robots', 'fetch_many', 'robots_survey']
+           'parse_tdmrep', 'read_robots', 'read_rules', 'fetch_many', 'robots_survey']
 
 # %% ../nbs/13_fetch.ipynb #c2056d14
 import asyncio
@@ -16,6 +16,7 @@ import email.utils
 import functools
 import importlib.metadata
 import ipaddress
+import json
 import random
 import re
 import socket
@@ -24,7 +25,7 @@ import time
 import zlib
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from urllib.parse import quote, unquote_to_bytes, urljoin, urlsplit, urlunsplit
 from urllib.request import url2pathname
 
@@ -303,9 +304,11 @@ ROBOTS_BYTES, ROBOTS_HOPS = 512_000, 5  # as much as RFC 9309 asks for
 
 @dataclass(frozen=True)
 class Robots:
-    "What the robots.txt of a scheme, host and port says."
+    "What a scheme, host and port says in robots.txt, and in the tdmrep.json beside it."
     rules: Protego | None = None         # None: everything is open
     problem: FetchProblem | None = None  # why everything is closed
+    delay: float = 0.                    # seconds from one request to the next
+    reserved: Protego | None = None      # of tdmrep.json; None: nothing is
 
     def closes(self,
         at: URL,
@@ -313,8 +316,9 @@ class Robots:
     ) -> FetchProblem | None:  # None: it is open
         "Why this URL may not be fetched."
         if self.problem is not None: return FetchProblem(self.problem.code, self.problem.detail)
-        if self.rules is None or self.rules.can_fetch(str(at), robot): return None
-        return FetchProblem('opted_out', f'robots.txt of {at.authority} closes it')
+        if self.rules is not None and not self.rules.can_fetch(str(at), robot): return FetchProblem('opted_out', f'robots.txt of {at.authority} closes it')
+        if self.reserved is not None and not self.reserved.can_fetch(str(at), robot): return FetchProblem('opted_out', f'tdmrep.json of {at.authority} reserves it')
+        return None
 
 def parse_robots(
     data: bytes,  # the body of the file, cut or whole
@@ -322,31 +326,48 @@ def parse_robots(
     "Read the rules; what is not a rule is passed over."
     return Robots(Protego.parse(data.decode('utf-8', 'replace').lstrip('\ufeff')))
 
-# %% ../nbs/13_fetch.ipynb #a84780b2
-async def _robots_hop(session: aiohttp.ClientSession, job: _Job) -> Robots | str:
-    "Ask once for the file. Gives the rules or a redirect's target. Raises `FetchProblem` and aiohttp's errors."
-    async with session.get(job.at, allow_redirects=False) as answer:
-        job.answered, status, wait = True, answer.status, retry_after(answer.headers.get('Retry-After'))
-        if status in _MOVED and 'Location' in answer.headers: return answer.headers['Location']
-        if status == 429: raise FetchProblem('rate_limited', 'robots.txt answers 429; it is asked again on the next run', retry=True, wait=wait)
-        if status >= 500: raise FetchProblem('opted_out', f'robots.txt answers {status}, which closes the host for now; it is asked again on the next run', retry=True, wait=wait)
-        if status >= 300: return Robots()
-        body = _Body(answer.headers.get('Content-Encoding', ''), ROBOTS_BYTES)
-        try:
-            async for chunk in answer.content.iter_any(): body.add(chunk)
-        except FetchProblem as e:
-            if e.code != 'too_large': raise
-            return parse_robots(b''.join(body.parts).rpartition(b'\n')[0])
-        return parse_robots(body.bytes())
+def parse_tdmrep(
+    data: bytes,        # the body of the file
+) -> Protego | None:    # None: it is not such a file
+    "Read the locations of a tdmrep.json as rules: what is reserved is disallowed, and of two that match the longer one holds."
+    try: found = json.loads(data)
+    except (ValueError, RecursionError): return None
+    entries = [e for e in (found if isinstance(found, list) else [found]) if isinstance(e, dict) and isinstance(e.get('location'), str)]
+    rules = [('Disallow: ' if str(e.get('tdm-reservation')) in ('1', 'True') else 'Allow: ') + quote(e['location'], safe=_ASCII.replace('#', '')) for e in entries]
+    return Protego.parse('\n'.join(['User-agent: *', *rules])) if rules else None
 
-async def _robots_once(session: aiohttp.ClientSession, resolver: CheckedResolver, job: _Job) -> Robots:
-    "Follow redirects to the file. Raises `FetchProblem` and aiohttp's errors."
+# %% ../nbs/13_fetch.ipynb #a84780b2
+async def _small_body(answer: aiohttp.ClientResponse) -> bytes:
+    "A body, cut after the last line that fits into `ROBOTS_BYTES`. Raises `FetchProblem` and aiohttp's errors."
+    body = _Body(answer.headers.get('Content-Encoding', ''), ROBOTS_BYTES)
+    try:
+        async for chunk in answer.content.iter_any(): body.add(chunk)
+    except FetchProblem as e:
+        if e.code != 'too_large': raise
+        return b''.join(body.parts).rpartition(b'\n')[0]
+    return body.bytes()
+
+async def _small_file(session: aiohttp.ClientSession, resolver: CheckedResolver, job: _Job) -> tuple[int, bytes, float | None]:
+    "Follow redirects to a file of rules. Gives its status, body and Retry-After. Raises `FetchProblem` and aiohttp's errors."
     for _ in range(ROBOTS_HOPS + 1):
         resolver.check_literal(job.at)
-        found = await _robots_hop(session, job)
-        if isinstance(found, Robots): return found
-        job.at = check_url(urljoin(str(job.at), found))
-    return Robots()
+        async with session.get(job.at, allow_redirects=False) as answer:
+            job.answered, headers = True, answer.headers
+            if answer.status not in _MOVED or 'Location' not in headers:
+                return answer.status, await _small_body(answer) if answer.status < 300 else b'', retry_after(headers.get('Retry-After'))
+            job.at = check_url(urljoin(str(job.at), headers['Location']))
+    return 404, b'', None
+
+async def _robots_once(session: aiohttp.ClientSession, resolver: CheckedResolver, job: _Job, opts: FetchOptions) -> Robots:
+    "Ask for robots.txt. Raises `FetchProblem` and aiohttp's errors."
+    status, body, wait = await _small_file(session, resolver, job)
+    if status == 429: raise FetchProblem('rate_limited', 'robots.txt answers 429; it is asked again on the next run', retry=True, wait=wait)
+    if status >= 500: raise FetchProblem('opted_out', f'robots.txt answers {status}, which closes the host for now; it is asked again on the next run', retry=True, wait=wait)
+    if status >= 300: return Robots()
+    found = parse_robots(body)
+    delay = found.rules.crawl_delay(opts.robot) or 0.
+    if delay > opts.max_wait: raise FetchProblem('rate_limited', f'robots.txt asks for {delay:g} s between two requests; it is asked again on the next run')
+    return replace(found, delay=delay)
 
 # %% ../nbs/13_fetch.ipynb #34962b0e
 def _backoff(tries: int) -> float:  # seconds, after so many tries
@@ -362,13 +383,32 @@ async def read_robots(
     for n in range(1, opts.tries + 1):
         job = _Job('', at.origin().with_path('/robots.txt'), opts.deadline)
         try:
-            async with asyncio.timeout(opts.deadline): return await _robots_once(session, resolver, job)
+            async with asyncio.timeout(opts.deadline): return await _robots_once(session, resolver, job, opts)
         except Exception as e: problem = _problem(e, job.answered)
         wait = _backoff(n) if problem.wait is None else problem.wait
         if not problem.retry or n == opts.tries or wait > opts.max_wait: break
         await asyncio.sleep(wait)
     unread = problem.code not in ('opted_out', 'rate_limited')
     return Robots(problem=FetchProblem(problem.code, f'robots.txt could not be read, so the host is left alone: {problem.detail}' if unread else problem.detail))
+
+async def _read_tdmrep(session: aiohttp.ClientSession, resolver: CheckedResolver, at: URL, opts: FetchOptions) -> Protego | None:
+    "The reservations of a host; None where there are none to be had."
+    job = _Job('', at.origin().with_path('/.well-known/tdmrep.json'), opts.deadline)
+    try:
+        async with asyncio.timeout(opts.deadline): status, body, _ = await _small_file(session, resolver, job)
+    except (FetchProblem, aiohttp.ClientError, OSError, ValueError): return None  # TimeoutError is an OSError
+    return parse_tdmrep(body) if status < 300 else None
+
+async def read_rules(
+    session: aiohttp.ClientSession,
+    resolver: CheckedResolver,
+    at: URL,                         # any URL of the host
+    opts: FetchOptions,              # what is ignored is not asked for
+) -> Robots:
+    "What a host says before it is asked for a picture: robots.txt, then tdmrep.json."
+    found = Robots() if opts.ignore_robots else await read_robots(session, resolver, at, opts)
+    if found.problem is not None or opts.ignore_optout_headers: return found
+    return replace(found, reserved=await _read_tdmrep(session, resolver, at, opts))
 
 # %% ../nbs/13_fetch.ipynb #1f23ae6c
 @dataclass
@@ -380,7 +420,13 @@ class _Host:
     failed: int = 0         # requests in a row that reached nobody
     paused: float = 0.      # not before this time of the loop
     dead: FetchProblem | None = None
-    rules: asyncio.Future | None = None  # of robots.txt, once somebody has asked for it
+    rules: asyncio.Future | None = None  # `Robots`, once somebody has asked for it
+
+    def rest(self, now: float) -> float:  # seconds; 0: ask now
+        "How long the host wants to be left alone; asking now begins its next rest."
+        if self.paused <= now and self.rules is not None: self.paused = now + self.rules.result().delay
+        elif self.paused > now: return self.paused - now
+        return 0.
 
 _UNREACHED = ('refused', 'dns', 'tls', 'timeout')
 
@@ -411,8 +457,8 @@ class _Fetcher:
         "The rules of a host; whoever comes first asks, the others wait for the answer."
         if host.rules is None:
             host.rules = asyncio.get_running_loop().create_future()
-            found = await read_robots(self.session, self.resolver, at, self.opts)
-            host.alive = found.problem is None
+            found = await read_rules(self.session, self.resolver, at, self.opts)
+            host.alive = found.problem is None and not self.opts.ignore_robots  # robots.txt was answered
             host.rules.set_result(found)
         return await host.rules
 
@@ -454,6 +500,7 @@ async def step(self: _Fetcher, host: _Host, job: str | _Job) -> Fetched | None: 
     if isinstance(job, str): job = _Job(job, _target(job), self.opts.deadline)
     res = Fetched(job.url, final_url=str(job.at or ''))
     problem, target = host.dead or await self.closed(host, job), None
+    if problem is None and (rest := host.rest(asyncio.get_running_loop().time())): return self.later(host, job, rest)
     if problem is None: problem, target = await self.ask(host, job, res)
     if problem is not None: return self.fail(host, job, res, problem)
     if target is not None: return self.follow(host, job, res, target)
@@ -461,9 +508,15 @@ async def step(self: _Fetcher, host: _Host, job: str | _Job) -> Fetched | None: 
     return res
 
 @patch
+def later(self: _Fetcher, host: _Host, job: _Job, rest: float) -> None:
+    "Put a job back, and its token after the host's rest."
+    host.queue.appendleft(job)
+    self.give_back(host, rest)
+
+@patch
 async def closed(self: _Fetcher, host: _Host, job: _Job) -> FetchProblem | None:
-    "Does robots.txt close where this job would go now?"
-    if self.opts.ignore_robots or job.at is None: return None
+    "Do the rules of the host close where this job would go now?"
+    if job.at is None or self.opts.ignore_robots and self.opts.ignore_optout_headers: return None
     return (await self.robots(host, job.at)).closes(job.at, self.opts.robot)
 
 @patch
@@ -511,7 +564,7 @@ def fail(self: _Fetcher, host: _Host, job: _Job, res: Fetched, problem: FetchPro
 
 # %% ../nbs/13_fetch.ipynb #2f5c30e4
 @patch
-async def survey(self: _Fetcher) -> list[dict]:  # host, urls, closed, why; the most closed first
+async def survey(self: _Fetcher) -> list[dict]:  # host, urls, closed, why, delay; the most closed first
     "Ask every host for its rules, and count the URLs that they close."
     hosts = [(key, host) for key, host in self.hosts.items() if key is not None]
     rest = iter(hosts)
@@ -522,7 +575,7 @@ async def survey(self: _Fetcher) -> list[dict]:  # host, urls, closed, why; the 
     res = []
     for (scheme, name, port), host in hosts:
         why = [p for url in host.queue if (p := host.rules.result().closes(_target(url), self.opts.robot))]
-        res.append(dict(host=f'{scheme}://{name}:{port}', urls=len(host.queue), closed=len(why), why=why[0].code if why else ''))
+        res.append(dict(host=f'{scheme}://{name}:{port}', urls=len(host.queue), closed=len(why), why=why[0].code if why else '', delay=host.rules.result().delay))
     return sorted(res, key=lambda r: (-r['closed'], r['host']))
 
 # %% ../nbs/13_fetch.ipynb #bef16959
@@ -557,7 +610,7 @@ async def fetch_many(
 async def robots_survey(
     urls: Iterable[str],                # distinct
     opts: FetchOptions=FetchOptions(),  # noqa: B008  (frozen)
-) -> list[dict]:                        # host, urls, closed, why: a line a host, the most closed first
-    "Ask all hosts for their robots.txt, and for nothing else."
+) -> list[dict]:                        # host, urls, closed, why, delay: a line a host, the most closed first
+    "Ask all hosts for their robots.txt and tdmrep.json, and for nothing else."
     async def never(got): raise AssertionError(got.url)
     async with _fetcher(urls, never, opts) as fetcher: return await fetcher.survey()

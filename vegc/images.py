@@ -146,14 +146,14 @@ def _load(im: Image.Image) -> None:
         short = 'truncated' in str(e) or isinstance(e, EOFError)
         raise ImageProblem('truncated' if short else 'corrupt', _reason(e)) from e
 
-def _decode(data: bytes, im: Image.Image, parts: _JpegParts | None, least: tuple[int, int] | None=None) -> bool:
-    "Decode `im`, the opened `data`, to at least the size `least` where that is cheaper. True when the bytes look damaged. Raises `ImageProblem`."
+def _decode(data: bytes, im: Image.Image, parts: _JpegParts | None, least: tuple[int, int] | None=None, grey: bool=False) -> bool:
+    "Decode `im`, the opened `data`, to at least the size `least` where that is cheaper, or to grey. True when the bytes look damaged. Raises `ImageProblem`."
     _check_whole(im.format, data)
     if parts and parts.eoi < 0: raise ImageProblem('truncated', 'the JPEG has no end marker')
     if im.format != 'JPEG':
         _load(im)
         return False
-    if least: im.draft(None, least)
+    if least or grey: im.draft('L' if grey else None, least)
     if parts.count(0xDA) != 1 or parts.count(0xC0, 0xC1) != 1:
         _load(im)
         return parts.odd
@@ -239,12 +239,12 @@ def phash(
     im: Image.Image,
 ) -> str:            # 64 hexadecimal digits, 256 bits
     "The signs of the 16×16 lowest frequencies, row by row; near copies differ in few bits."
-    return _signs(_tiny(im))
+    return _signs(_tiny(im.convert('L')))
 
 def _tiny(im: Image.Image) -> Image.Image: return im.resize((64, 64), Image.Resampling.BILINEAR, reducing_gap=1.)
 
 def _signs(tiny: Image.Image) -> str:
-    grey, m = np.asarray(tiny.convert('L'), dtype='float64'), _dct_matrix(64, 16)
+    grey, m = np.asarray(tiny, dtype='float64'), _dct_matrix(64, 16)
     return np.packbits((m @ grey @ m.T).ravel() > 1e-6).tobytes().hex()
 
 def phash_mirrored(
@@ -288,6 +288,12 @@ def _fits_as_is(im: Image.Image, data: bytes) -> bool:
     if im.mode != 'RGB' or 'transparency' in im.info or _turn(im) != 1: return False
     return im.format in ('JPEG', 'MPO') or im.format == 'PNG' and data[24] == 8 and getattr(im, 'n_frames', 1) == 1
 
+def _grey_tells(im: Image.Image) -> bool:
+    "Is a decode to grey as good a check as one to colours? For a JPEG without a profile to look at, whose colours are sampled in whole steps."
+    icc, layers = im.info.get('icc_profile'), getattr(im, 'layer', ())
+    if im.format != 'JPEG' or im.mode != 'RGB' or icc and b'sRGB IEC61966' not in icc: return False
+    return len(layers) == 3 and all(layers[0][i] % layer[i] == 0 for layer in layers for i in (1, 2))
+
 # %% ../nbs/11_images.ipynb #a357e09c
 def _shrunk(size: tuple[int, int], max_size: int) -> tuple[int, int]:
     "(width, height) with at most `max_size` on the long side; never enlarged, never below one pixel."
@@ -296,9 +302,9 @@ def _shrunk(size: tuple[int, int], max_size: int) -> tuple[int, int]:
 
 def _blank(tiny: Image.Image) -> bool:
     "Is there nothing to see? Spread under 2.5 grey levels in each colour at 32×32."
-    tiny = tiny.reduce(2)
-    if max(high - low for low, high in tiny.getextrema()) > 2.5*33: return False  # one pixel of 1,024 that far off is spread enough
-    return np.asarray(tiny, dtype='float32').std((0, 1)).max() < 2.5
+    bands = tiny.reduce(2).split()
+    if max(high - low for low, high in (b.getextrema() for b in bands)) > 2.5*33: return False  # one pixel of 1,024 that far off is spread enough
+    return max(np.asarray(b, dtype='float32').std() for b in bands) < 2.5
 
 # %% ../nbs/11_images.ipynb #784985b4
 @dataclass(frozen=True)
@@ -327,15 +333,16 @@ def prepare(
     im = _open(data)
     _check_shape(im.size, max_pixels, min_side, max_aspect)
     full, parts = im.size, _jpeg_parts(data) if im.format in ('JPEG', 'MPO') else None
-    odd = _decode(data, im, parts, tuple(2*x for x in _shrunk(full, max_size)))
     keep, png = _fits_as_is(im, data) and max(full) <= max_size, _lossless(im.format, data) and max(full) <= max_size
+    odd = _decode(data, im, parts, tuple(2*x for x in _shrunk(full, max_size)), keep and _grey_tells(im))
     turned = _turn(im) > 4
     if keep and (rgb := _to_srgb(im)) is None: rgb, stored = im, _strip_jpeg(data, parts) if parts else _strip_png(data)
     else:
         size, rgb = _shrunk(full[::-1] if turned else full, max_size), _upright_rgb(im)
         if rgb.size != size: rgb = rgb.resize(size, Image.Resampling.HAMMING, reducing_gap=2.)
         stored = _encode(rgb, png)
-    tiny, sha = _tiny(rgb), sha256_hex(data)
-    flags = tuple(f for f, on in (('blank', _blank(tiny)), ('corrupt?', odd)) if on)
+    tiny, sha = _tiny(rgb.convert('L')), sha256_hex(data)
+    blank = _blank(tiny) and _blank(_tiny(rgb if rgb.mode == 'RGB' else load_rgb(data)))  # grey does not tell one colour from another
+    flags = tuple(f for f, on in (('blank', blank), ('corrupt?', odd)) if on)
     return Prepared(stored, 'png' if stored[:4] == b'\x89PNG' else 'jpg', *rgb.size, *(full[::-1] if turned else full),
                     sha if stored == data else sha256_hex(stored), sha, _signs(tiny), flags)

@@ -8,14 +8,15 @@ __all__ = ['PLACEHOLDER_URLS', 'Limits', 'OptedOut', 'store', 'settle', 'IngestR
 
 # %% ../nbs/14_ingest.ipynb #33288cf3
 import asyncio
+import contextlib
 import csv
 import io
 import os
+import sys
 import threading
 import unicodedata
 import warnings
 import zipfile
-from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -25,9 +26,10 @@ from urllib.request import url2pathname
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 from PIL import Image
 
-from .core import (DatasetError, UsageError, VegcError, disk_full_is_clear, progress, replacing, save_config, sha256_hex, table_text,
+from .core import (DatasetError, UsageError, VegcError, disk_full_is_clear, progress, save_config, sha256_hex, table_text,
                        warn, write_atomic)
 from .dataset import MANIFEST_COLUMNS, ImageDataset, Known, OptOut, read_jsonl
 from .fetch import Fetched, FetchOptions, fetch_many, robots_survey, tool
@@ -60,14 +62,22 @@ def store(
     p = prepare(data, **vars(limits))
     if optout and (why := optout.of_picture([p.sha256, p.sha256_fetched], p.phash)): raise OptedOut(why)
     paths = {label: f'images/{label}/{p.sha256[:16]}.{p.ext}' for label in labels}
-    for path in paths.values(): _put(folder/path, p.data)
+    for path in paths.values(): _put(os.path.join(folder, path), p.data)
     return p, paths
 
-def _put(path: Path, data: bytes) -> None:
-    "Write a picture that is not there yet, whole or not at all; it reaches the disk with all others, see `_to_disk`."
+def _put(path: str, data: bytes) -> None:
+    "Write a picture that is not there yet, whole or not at all; it reaches the disk with all others, see `_to_disk`. Raises `DiskFullError`."
+    folder, name = os.path.split(path)
+    tmp = os.path.join(folder, f'.tmp-{os.urandom(8).hex()}-{name}')
     with disk_full_is_clear(path):
-        if path.exists() and path.stat().st_size == len(data): return
-        with replacing(path) as tmp: tmp.write_bytes(data)
+        if os.path.exists(path) and os.path.getsize(path) == len(data): return
+        os.makedirs(folder, exist_ok=True)
+        try:
+            with open(tmp, 'xb') as f: f.write(data)
+            os.replace(tmp, path)
+        except BaseException:
+            with contextlib.suppress(FileNotFoundError): os.unlink(tmp)
+            raise
 
 # %% ../nbs/14_ingest.ipynb #a2ee62c1
 def _to_disk() -> None:
@@ -95,7 +105,7 @@ def _row(base: dict, got: Fetched, p: Prepared | None=None, path: str='', proble
 # %% ../nbs/14_ingest.ipynb #8868d2a6
 def _pictures(df: pd.DataFrame) -> np.ndarray:  # a number for each row
     "Rows that are one picture by URL or bytes get one number, chains included: the smallest number spreads until nothing changes."
-    codes = [pd.factorize(df[c])[0] for c in ('url', 'sha256_fetched', 'sha256')]
+    codes = [pd.factorize(df[c])[0] for c in ('url', 'sha256_fetched', 'sha256')]  # -1: empty
     res = np.arange(len(df))
     while True:
         new = res
@@ -108,12 +118,12 @@ def _pictures(df: pd.DataFrame) -> np.ndarray:  # a number for each row
 
 def _verdicts(df: pd.DataFrame, policy: str) -> tuple[pd.Series, pd.Series]:
     "Status and message of each row; of one picture's rows the first comes first in the lists."
-    picture = _pictures(df)
-    by = df.given_label.groupby(picture)
+    picture, label = _pictures(df), pd.Series(pd.factorize(df.given_label)[0], df.index)  # numbers: a hundred thousand strings would be copied
+    by = label.groupby(picture)
     shared = (by.transform('nunique') > 1) & (policy != 'all')
     names = df.given_label[shared].groupby(picture[shared]).transform(lambda s: ', '.join(sorted(set(s)))).astype('string')
     status, why = pd.Series('ok', df.index, dtype='string'), pd.Series(pd.NA, df.index, dtype='string')
-    out = shared & ((policy != 'first') | (df.given_label != by.transform('first')))
+    out = shared & ((policy != 'first') | (label != by.transform('first')))
     status[out] = 'review' if policy == 'review' else 'skipped'
     why[out] = 'conflict: one picture under ' + names[out] + ('' if policy == 'review' else f' ({policy})')
     return status, why
@@ -129,7 +139,8 @@ def settle(
     stored = df.loc[df.path.notna(), ['url', 'given_label', 'sha256', 'sha256_fetched', 'flags']]
     if stored.empty: return df
     status, why = _verdicts(stored, on_conflict)
-    crowded = stored.groupby('sha256_fetched').url.transform('nunique') >= PLACEHOLDER_URLS
+    codes = pd.DataFrame({c: pd.factorize(stored[c])[0] for c in ('sha256_fetched', 'url')}, index=stored.index)
+    crowded = (codes.groupby('sha256_fetched').url.transform('nunique') >= PLACEHOLDER_URLS) & (codes.sha256_fetched >= 0)
     flags = stored['flags'].fillna('').str.replace(r'(^|;)placeholder', '', regex=True)
     flags = flags.mask(crowded, flags + np.where(flags == '', 'placeholder', ';placeholder')).replace('', pd.NA)
     new = {c: df[c].copy() for c in ('status', 'error_message', 'flags')}
@@ -144,14 +155,17 @@ def _is_open(old: Known | None, folder: Path, retry_failed: bool, opts: FetchOpt
     code, _, why = (old.error_message or '').partition(': ')
     if code != 'opted_out': return retry_failed or code == 'rate_limited'
     if why.startswith('robots.txt'): return opts.ignore_robots or 'next run' in why
-    return opts.ignore_optout_headers if why.startswith(('X-Robots-Tag', 'tdm-')) else retry_failed and why.startswith('optout.txt')
+    return opts.ignore_optout_headers if why.startswith(('X-Robots-Tag', 'tdm')) else retry_failed and why.startswith('optout.txt')
 
 class _Wanted:
     "Rows that are to be filled, by URL. Tuples: of 100,000 rows most wait for a while, and dicts would take four times the memory."
     def __init__(self, rows: pd.DataFrame):  # key, url, given_label, more columns of the manifest
         self.columns = [c for c in rows.columns if c in MANIFEST_COLUMNS]
-        self.by_url = defaultdict(list)
-        for row in rows[self.columns].itertuples(index=False, name=None): self.by_url[row[self.columns.index('url')]].append(row)
+        self.by_url: dict[str, tuple[tuple, ...]] = {}
+        at, label = self.columns.index('url'), self.columns.index('given_label')
+        for row in rows[self.columns].itertuples(index=False, name=None):
+            row = (*row[:label], sys.intern(row[label]), *row[label + 1:])  # one string a class, not one a row
+            self.by_url[row[at]] = (*self.by_url.get(row[at], ()), row)
 
     def __len__(self) -> int: return sum(map(len, self.by_url.values()))
     def __iter__(self) -> Iterator[str]: return iter(list(self.by_url))
@@ -164,7 +178,7 @@ class _Wanted:
         "These rows are no longer wanted."
         at = self.columns.index('key')
         for url, rows in list(self.by_url.items()):
-            if left := [r for r in rows if r[at] not in keys]: self.by_url[url] = left
+            if left := tuple(r for r in rows if r[at] not in keys): self.by_url[url] = left
             else: del self.by_url[url]
 
     def pop(self, url: str) -> list[dict]:
@@ -220,7 +234,10 @@ class _Work:
         self.robots = dict(hosts=n, urls=urls, closed=closed, share=round(closed/max(1, urls), 4))
         names = ', '.join(f'{h["host"]} ({h["closed"]} of {h["urls"]})' for h in hosts[:3] if h['closed'] and 'host' in h)
         then = f' They are skipped as opted_out, or failed where a host could not be reached{": "*bool(names)}{names}.' if closed else ''
-        if urls: self.said.append(f'robots.txt was read on {n} host{"s"*(n > 1)}: it closes {closed:,} of {urls:,} URLs ({closed/urls:.1%}).{then}')
+        if urls: self.said.append(f'robots.txt was read on {n} host{"s"*(n > 1)}, with tdmrep.json: it closes {closed:,} of {urls:,} URLs ({closed/urls:.1%}).{then}')
+        if slow := [h for h in hosts if h.get('delay') and h['urls'] > h['closed']]:
+            last = max(slow, key=lambda h: h['delay']*(h['urls'] - h['closed']))
+            self.said.append(f'{last["host"]} wants {last["delay"]:g} s from one request to the next (Crawl-delay): {last["delay"]*(last["urls"] - last["closed"])/60:,.0f} minutes for its URLs.')
 
     def reuse(self, df: pd.DataFrame) -> int:  # rows served
         "Serve rows whose URL is already there under another label, without a request."
@@ -229,7 +246,7 @@ class _Work:
             source = self.folder/known['path']
             for b in self.wanted.pop(known['url']) if source.exists() else ():
                 path = f'images/{b["given_label"]}/{source.name}'
-                _put(self.folder/path, source.read_bytes())
+                _put(os.path.join(self.folder, path), source.read_bytes())
                 self.record([{k: v for k, v in known.items() if not pd.isna(v)} | b | {'path': path, 'status': 'ok'}])
                 served += 1
         return served
@@ -329,6 +346,15 @@ def write_attribution(dataset: ImageDataset) -> Path | None:
     return write_atomic(dataset.path/'ATTRIBUTION.csv', table.to_csv(index=False, lineterminator='\n'))
 
 # %% ../nbs/14_ingest.ipynb #fb044625
+@contextlib.contextmanager
+def _plain_memory():
+    "Arrow's memory comes from the system for a while: its own allocator keeps what it has freed."
+    usual = pa.default_memory_pool()
+    pa.set_memory_pool(pa.system_memory_pool())
+    try: yield
+    finally: pa.set_memory_pool(usual)
+
+@_plain_memory()
 def _fill(
     dataset: ImageDataset,
     rows_for: Callable[[dict], pd.DataFrame],  # from what is known by key, the rows wanted
@@ -380,10 +406,7 @@ def _drive(work: _Work, source: Callable) -> None:
 def _settled(dataset: ImageDataset, keys: pd.Series, run) -> pd.DataFrame:
     "The whole manifest, settled. Answers come in any order; in the manifest the rows of these lists stand in theirs."
     run.known.clear()  # room for the table
-    df = dataset.df
-    order = np.argsort(pd.Index(keys).get_indexer(df.key), kind='stable')
-    df = pd.DataFrame({c: df.pop(c).iloc[order].reset_index(drop=True) for c in list(df)})  # column by column: never two tables
-    return settle(df, dataset.config.on_conflict)
+    return settle(dataset._table(order=keys), dataset.config.on_conflict)
 
 # %% ../nbs/14_ingest.ipynb #84a2375d
 def _dataset(dataset: str | os.PathLike | ImageDataset, subject: str | None, **config) -> ImageDataset:
@@ -425,12 +448,12 @@ def ask_robots(
     *,
     allow_hosts: str | tuple=(),  # hosts that may have a private address; a string is split at commas
     user_agent: str='',           # empty: vegc/<version>
-) -> pd.DataFrame:                # host, urls, closed, why: a line a host, the most closed first
+) -> pd.DataFrame:                # host, urls, closed, why, delay (seconds between requests): a line a host, the most closed first
     "What share of the selected URLs robots.txt closes; asks each host for that file and for nothing else."
     opts, box = FetchOptions(allow_hosts=_host_names(allow_hosts), user_agent=user_agent), []
     async def main(): box.extend(await robots_survey(p.rows.url.unique(), opts))
     with progress(desc='robots.txt', unit='host') as bar: _in_thread(main, lambda: bar.update(0))
-    return pd.DataFrame(box, columns=['host', 'urls', 'closed', 'why'])
+    return pd.DataFrame(box, columns=['host', 'urls', 'closed', 'why', 'delay'])
 
 def ingest(
     lists: str | os.PathLike | list,            # a folder of <class>.csv, a dataset, a file, or several files
@@ -459,6 +482,7 @@ def ingest(
     "Fetch, verify and store what the lists name. Raises `VegcError`s; `TooManyFailures` at the end, with everything kept."
     return _ingest(**locals(), source=lambda urls, work, opts: fetch_many(urls, work.handle, opts, work.heard))
 
+@_plain_memory()
 def _ingest(lists, dataset, *, max_per_class, max_size, subject, on_conflict, retry_failed, max_failures, max_pixels, min_side, max_aspect,
             allow_hosts, source: Callable, **fetch) -> IngestResult:
     "As `ingest`; `source(urls, work, opts)` hands over what is asked for."

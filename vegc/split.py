@@ -15,10 +15,11 @@ import pandas as pd
 
 from .core import DatasetError, UsageError, sha256_hex, table_text, utc_now, warn
 from .dataset import ImageDataset, Journal, read_jsonl
-from .duplicates import exact_pairs, feature_pairs, group_numbers, hash_pairs, join_pairs
+from .duplicates import NEIGHBOURS, exact_pairs, feature_pairs, group_numbers, hash_pairs, join_pairs, kept_axes, least_similarity, pairs_frame, prove_pairs
 from .features import cached_features, stored_features
 from .images import ImageProblem, phash_mirrored
 from .models import WeightsError
+from .overlap import GreyThumb
 
 # %% ../nbs/23_split.ipynb #1c821ad3
 SPLITS = ('train', 'valid', 'test')
@@ -62,24 +63,35 @@ def _means(x: np.ndarray) -> np.ndarray:
     half, some = x.shape[1]//2, x[:200]
     return x[:, half:] if x.shape[1] == 2*half and (some[:, :half] >= some[:, half:]).all() else x
 
+# %% ../nbs/23_split.ipynb #3cc766d5
+def _candidates(x: np.ndarray, least: float | None) -> pd.DataFrame:
+    "Pairs of rows that may be copies by their features, and how far they lie from what would count without a proof."
+    if len(x) <= NEIGHBOURS: return pairs_frame(*np.triu_indices(len(x), 1), 'near', np.zeros(len(x)*(len(x) - 1)//2)).assign(margin=-1.)
+    pairs = feature_pairs(x, 0., among=3)
+    return pairs.assign(margin=pairs.similarity - (least_similarity(kept_axes(*x.shape)) if least is None else least))
+
+def _thumb(path: str) -> GreyThumb | None:
+    try: return GreyThumb.read(path)
+    except OSError: return None
+
 def duplicate_pairs(
     dataset: ImageDataset,
     images: pd.DataFrame,              # rows of `dataset.images`
-    min_similarity: float | None=None, # of features; None: `least_similarity`
+    min_similarity: float | None=None, # of features, for pairs whose pixels cannot be compared; None: `least_similarity`
 ) -> pd.DataFrame:                     # a, b (row numbers of `images`), kind, similarity
-    "All pairs of copies: exact, near by perceptual hash (mirrored too where a mirror keeps the class), near by features."
-    images = images.reset_index(drop=True)
+    "All pairs of copies: exact, and near ones (mirrored too where a mirror keeps the class) that hash or features name and the pixels bear out."
+    images, mirror = images.reset_index(drop=True), dataset.config.mirror
     flat = images['flags'].fillna('').str.contains('blank')
     solid = np.flatnonzero(~images.sha256.duplicated() & ~flat)
     hashed = solid[images.phash.iloc[solid].notna()]
     hashes = images.phash.iloc[hashed].tolist()
-    near = hash_pairs(hashes, [phash_mirrored(h) for h in hashes] if dataset.config.mirror else None)
-    tables = [exact_pairs(images.sha256), near.assign(a=hashed[near.a], b=hashed[near.b])]
+    near = hash_pairs(hashes, [phash_mirrored(h) for h in hashes] if mirror else None)
+    near = near.assign(a=hashed[near.a], b=hashed[near.b], margin=5*(near.similarity - 231/256))  # similarities of hashes are nearer to 1
     if (found := _features_of(dataset, images.path.iloc[solid].tolist())) is not None:
         rows, x = found
-        seen = feature_pairs(_means(x), min_similarity)
-        tables.append(seen.assign(a=solid[rows][seen.a], b=solid[rows][seen.b]))
-    return join_pairs(*tables)
+        seen = _candidates(_means(x), min_similarity)
+        near = pd.concat([near, seen.assign(a=solid[rows][seen.a], b=solid[rows][seen.b])]).sort_values('margin', ascending=False, kind='stable').drop_duplicates(['a', 'b'])
+    return join_pairs(exact_pairs(images.sha256), prove_pairs(near, lambda i: _thumb(dataset.path/images.path[i]), mirror))
 
 # %% ../nbs/23_split.ipynb #a1e63c58
 GROUP_BY = ('host', 'creator', 'query')

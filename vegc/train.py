@@ -36,6 +36,7 @@ from torch import nn
 from .core import UsageError, progress, replacing, sha256_hex, warn
 from .data import class_weights, dataloaders, oversampled
 from .dataset import ImageDataset
+from .distributed import across_ranks, agreed, bare, in_turn, join_ranks, ranks, this_rank
 from .features import best_device, cached_features
 from .models import bf16_helps, bf16_trains, find_arch, image_body, image_model, n_features, param_groups, weights_hash
 from .stages import (LeakError, StageInfo, check_leaks, leaked, load_model, new_stage, save_stage,  # noqa: F401 — whoever trains needs them
@@ -101,7 +102,7 @@ class SeedEpoch(Callback):
     def __init__(self, seed: int): self.seed = seed
 
     def before_epoch(self):
-        set_seed(1000*self.seed + self.epoch)
+        set_seed(1000*self.seed + self.epoch + 1_000_003*this_rank())  # each of several processes draws for itself
         self.dls.train.rng = random.Random(1000*self.seed + self.epoch)
 
 def _line(row: dict) -> str:
@@ -127,7 +128,7 @@ class EpochLog(Callback):
         self.bar.close()
         valid_loss, acc = (float(v) for v in self.recorder.log[2:4])  # fastai's own training loss is smoothed over epochs, and a stopped run forgets them
         self.history.append(dict(part=self.part, epoch=self.epoch + 1, train_loss=float(np.mean(self.losses)), valid_loss=valid_loss, accuracy=acc))
-        print(_line(self.history[-1]), file=sys.stderr)
+        if not this_rank(): print(_line(self.history[-1]), file=sys.stderr)
 
 class KeepBest(Callback):
     "Keep the weights of the best epoch, counting what was reached before this fit."
@@ -140,7 +141,7 @@ class KeepBest(Callback):
         rank = lambda r: (r['accuracy'], -r['valid_loss']) if r else (-1., 0.)  # noqa: E731
         if rank(row) > rank(self.best): self.best, self.state = row, _copy(self.model)
 
-def _copy(model: nn.Module) -> dict[str, torch.Tensor]: return {k: v.detach().clone() for k, v in model.state_dict().items()}
+def _copy(model: nn.Module) -> dict[str, torch.Tensor]: return {k: v.detach().clone() for k, v in bare(model).state_dict().items()}
 
 # %% ../nbs/30_train.ipynb #e52f7086
 class WriteCheckpoint(Callback):
@@ -149,8 +150,8 @@ class WriteCheckpoint(Callback):
     def __init__(self, path: Path, recipe: str, keep: KeepBest): self.path, self.recipe, self.keep = path, recipe, keep
 
     def after_epoch(self):
-        if self.epoch < self.keep.log.start: return
-        state = dict(recipe=self.recipe, epoch=self.epoch + 1, model=self.model.state_dict(), opt=_plain(self.opt.state_dict()),
+        if self.epoch < self.keep.log.start or this_rank(): return
+        state = dict(recipe=self.recipe, epoch=self.epoch + 1, model=bare(self.model).state_dict(), opt=_plain(self.opt.state_dict()),
                      history=self.keep.log.history, best=self.keep.best, best_state=self.keep.state, bf16=self.learn.info.bf16)
         with replacing(self.path) as tmp: torch.save(state, tmp)
 
@@ -249,7 +250,7 @@ def _fit(learn: Learner, part: str, epochs: int, lr, cbs: Sequence[Callback]=(),
         try: return _fit_once(learn, part, epochs, lr, cbs, patience)
         except RuntimeError as e:
             bs = learn.dls.train.bs//2
-            if not _out_of_memory(e) or bs < 1: raise
+            if not _out_of_memory(e) or bs < 1 or ranks() > 1: raise
             if torch.cuda.is_available(): torch.cuda.empty_cache()
             warn(f'{2*bs} pictures a batch do not fit into memory; going on with {bs}.')
             learn.model.load_state_dict(first['state'])
@@ -275,11 +276,12 @@ def _fit_once(learn: Learner, part: str, epochs: int, lr, cbs: Sequence[Callback
     if patience: around.append(EarlyStoppingCallback(monitor='valid_loss', patience=patience))
     if learn.checkpoint: around.append(WriteCheckpoint(learn.checkpoint, recipe, keep))
     if log.start < epochs:
-        with _fast_forward(model, learn.dls.device.type if learn.dls.device else 'cpu', info.bf16 and part == 'unfrozen'):
+        with across_ranks(learn), _fast_forward(model, learn.dls.device.type if learn.dls.device else 'cpu', info.bf16 and part == 'unfrozen'):
             learn.fit_one_cycle(epochs, lr, cbs=around, pct_start=.25, start_epoch=log.start)
     model.load_state_dict(keep.state)
     info.best = keep.best
-    if since := overfit_since([r for r in info.history if r['part'] == part]): print(f'{part}: over-fitting since epoch {since}; the best epoch is kept.', file=sys.stderr)
+    since = overfit_since([r for r in info.history if r['part'] == part])
+    if since and not this_rank(): print(f'{part}: over-fitting since epoch {since}; the best epoch is kept.', file=sys.stderr)
     return _fill_recorder(learn)
 
 def _fill_recorder(learn: Learner) -> Learner:
@@ -305,7 +307,7 @@ def fit_body(
     scratch, train = learn.from_scratch, learn.dls.train
     train.bs = min(train.bs, enough_steps(train.n))
     side = None if scratch else _smaller(learn.model, learn.dls.source.size)
-    learn.info.bf16 = next(learn.model.parameters()).device.type == 'cpu' and bf16_trains(learn.model, learn.dls.source.size)
+    learn.info.bf16 = agreed(next(learn.model.parameters()).device.type == 'cpu' and bf16_trains(learn.model, learn.dls.source.size))
     lr = lr or (3e-3 if scratch else [2e-4, 6e-4, 1e-3])
     return _fit(learn, 'unfrozen', epochs, lr, cbs=[SmallFirst(side, round(small*epochs))] if side else [], patience=patience)
 
@@ -408,14 +410,20 @@ def train(
     if start is None: find_arch(arch)
     seed = dataset.config.seed if seed is None else seed
     set_seed(seed, reproducible=True)
-    learn = _started(dataset, arch, size, bs, weights, start, labels, balance, cached, seed)
-    learn.info.recipe = _recipe(learn, epochs[0], seed, cached, views)
-    learn.checkpoint = stage_folder(dataset, stage)/'unfinished.pt'
-    if start is None and learn.from_scratch: epochs = (0, sum(epochs))  # a random body is not worth freezing
-    else: learn = _frozen_part(learn, dataset, stage, epochs[0], overwrite, cached=cached, views=views, patience=patience)
+    frozen = dict(cached=cached, views=views, patience=patience)
+    scratch = start is None and (weights is None or find_arch(arch).from_scratch)
+    if scratch: epochs = (0, sum(epochs))  # a random body is not worth freezing
+    join_ranks()
+    with in_turn():
+        learn = _started(dataset, arch, size, bs, weights, start, labels, balance, cached, seed)
+        learn.info.recipe = _recipe(learn, epochs[0], seed, cached, views)
+        learn.checkpoint = stage_folder(dataset, stage)/'unfinished.pt'
+        if cached and not scratch: learn = _frozen_part(learn, dataset, stage, epochs[0], overwrite, **frozen)
+    if not cached and not scratch: learn = _frozen_part(learn, dataset, stage, epochs[0], overwrite, **frozen)
     if epochs[1]: fit_body(learn, epochs[1], lr, patience=patience)
-    save_stage(learn, stage, overwrite=overwrite)
-    learn.checkpoint.unlink(missing_ok=True)  # of a run that is now finished
+    if not this_rank():
+        save_stage(learn, stage, overwrite=overwrite)
+        learn.checkpoint.unlink(missing_ok=True)  # of a run that is now finished
     return learn
 
 # %% ../nbs/30_train.ipynb #db1b74c7
@@ -447,5 +455,5 @@ def _frozen_part(learn: Learner, dataset: ImageDataset, stage: str, epochs: int,
             return _fill_recorder(learn)
         if not overwrite: raise UsageError(f'There is a stage {first!r} already, trained otherwise; choose another with --stage, or say --overwrite.')
     if epochs: fit_head(learn, epochs, **how)
-    save_stage(learn, first, overwrite=True)
+    if not this_rank(): save_stage(learn, first, overwrite=True)
     return learn
