@@ -967,6 +967,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                             'vegc.train._name_of': ('train.html#_name_of', 'vegc/train.py'),
                             'vegc.train._optimizer': ('train.html#_optimizer', 'vegc/train.py'),
                             'vegc.train._out_of_memory': ('train.html#_out_of_memory', 'vegc/train.py'),
+                            'vegc.train._plain': ('train.html#_plain', 'vegc/train.py'),
                             'vegc.train._read_checkpoint': ('train.html#_read_checkpoint', 'vegc/train.py'),
                             'vegc.train._recipe': ('train.html#_recipe', 'vegc/train.py'),
                             'vegc.train._smaller': ('train.html#_smaller', 'vegc/train.py'),
