@@ -25,7 +25,7 @@ ALLOWED_OUTPUTS: dict[str, str] = {
     'nbs/24_data.ipynb': 'squares of one colour, drawn in the notebook',
     'nbs/35_heads.ipynb': "a chart of trials on the numbers of scikit-learn's digits",
     'nbs/45_fonts.ipynb': 'a chart of made-up numbers',
-    'nbs/51_plots.ipynb': 'charts of made-up numbers, and of what a regression says about digits',
+    'nbs/51_plots.ipynb': 'charts: of made-up numbers, and of what a regression and a small network say about digits',
     'nbs/54_interpret.ipynb': 'bright bars on noise, drawn in the notebook',
     'nbs/52_pictures.ipynb': "scikit-learn's handwritten digits, drawn as files in the notebook",
     'nbs/55_baselines.ipynb': "charts of accuracies on scikit-learn's digits",

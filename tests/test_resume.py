@@ -3,6 +3,7 @@ import contextlib
 import errno
 import os
 import pathlib
+import random
 import signal
 import subprocess
 import sys
@@ -61,6 +62,20 @@ def test_after_a_kill_the_same_command_goes_on_and_asks_for_no_good_picture_agai
         assert {server.asked['/' + u.rsplit('/', 1)[1]] for u in known} == {1}
         assert set(server.asked.values()) <= {1, 2} and sum(server.asked.values()) <= 120 + 4
         assert (res.counts['rows'], res.counts['ok'], res.counts['review']) == (130, 110, 20)
+        whole(res.dataset)
+
+
+def test_six_kills_at_random_moments_of_one_ingest(tmp_path):
+    rng = random.Random(7)
+    with FaultServer(delay=.004) as server:
+        urls = [server.url(f'/{i}') for i in range(360)]
+        lists = write_lists(tmp_path/'lists', hat=urls[:200], cap=urls[200:])
+        for n in range(6):
+            with stopped(lists, tmp_path/'ds', server, sum(server.asked.values()) + rng.randrange(2, 50), signal.SIGKILL): "It is dead."
+            assert sum(server.asked.values()) - len(server.asked) <= 4*(n + 1)
+        res = ingest(lists, tmp_path/'ds', allow_hosts='127.0.0.1')
+        assert set(server.asked) == {f'/{i}' for i in range(360)} and sum(server.asked.values()) - 360 <= 4*6
+        assert (res.counts['rows'], res.counts['ok'], res.counts['images']) == (360, 360, 360)
         whole(res.dataset)
 
 
@@ -157,6 +172,26 @@ def test_the_memory_holds_no_more_pictures_than_are_in_flight(tmp_path, monkeypa
         server.picture = lambda raw, **kw: (ahead.append(sum(server.asked.values()) - len(most)), answer(raw, **kw))[1]
         assert ingest(lists, tmp_path/'ds', subject='objects', allow_hosts='127.0.0.1', concurrency=6).counts['ok'] == 60
     assert max(ahead) <= 6
+
+
+MEMORY = '''
+import resource, sys
+from vegc.ingest import ingest
+res = ingest(sys.argv[1], sys.argv[2], subject='objects', max_failures=1)
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+print(peak*1024, res.dataset.df.memory_usage(deep=True).sum())
+'''
+
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='elsewhere ru_maxrss is counted in other units')
+def test_memory_grows_by_the_table_and_by_little_more(tmp_path):
+    found = []
+    for n in (1000, 41_000):
+        lists = write_lists(tmp_path/f'lists{n}', a=[f'ftp://pictures.example/{i:0100}' for i in range(n)])  # a row each, and no request
+        done = subprocess.run([sys.executable, '-W', 'ignore', '-c', MEMORY, lists, tmp_path/f'ds{n}'], capture_output=True, text=True, check=True)
+        found.append([int(v) for v in done.stdout.split()])
+    (small, table), (large, larger) = found
+    assert 0 < large - small - (larger - table) < 40_000*1_500, found  # bytes; 150 MB for a hundred thousand rows
 
 
 # --- pictures already on disk

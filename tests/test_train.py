@@ -3,6 +3,7 @@ import json
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -57,8 +58,23 @@ def test_two_runs_with_one_seed_are_the_same(squares, cached):
         learn = train(squares, arch='efficientnet_lite0', size=48, bs=16, epochs=(2, 1), seed=seed, stage='same', cached=cached, overwrite=True)
         for name in ('same', 'same-1'): (squares.path/'models'/name/'stage.json').unlink()  # else the second run would go on from the first part
         return learn.info.history, weights_hash(learn.model)
-    assert once(3) == once(3)
-    assert once(3)[1] != once(4)[1]
+    first = once(3)
+    assert once(3) == first
+    assert once(4)[1] != first[1]
+
+
+def test_a_checkpoint_is_read_again(squares, tmp_path):
+    "Whatever number types rates come in: else a stopped run would begin anew, with the same result and nobody the wiser."
+    learn = image_learner(dataloaders(squares, 48, 16), 'efficientnet_lite0')
+    learn.checkpoint = tmp_path/'unfinished.pt'
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        fit_body(learn, 2)
+        again = image_learner(dataloaders(squares, 48, 16), 'efficientnet_lite0')
+        again.checkpoint = learn.checkpoint
+        fit_body(again, 2)
+    assert again.batch_losses == {} and again.info.history == learn.info.history
+    assert weights_hash(again.model) == weights_hash(learn.model)
 
 
 def test_loaders_work_with_processes_that_are_spawned(squares, tmp_path):

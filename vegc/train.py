@@ -59,7 +59,9 @@ def image_learner(
     info.seed, info.channels = info.seed if seed is None else seed, channels
     set_seed(info.seed, reproducible=True)
     flat = find_arch(arch).from_scratch
-    return _learner(dls, image_model(image_body(arch, weights, channels), len(dls.vocab), info.size, flat), info, smoothing, **kw)
+    learn = _learner(dls, image_model(image_body(arch, weights, channels), len(dls.vocab), info.size, flat), info, smoothing, **kw)
+    learn.from_scratch = flat or weights is None
+    return learn
 
 def _name_of(make: Callable) -> str:
     "How a saved stage finds a function again."
@@ -76,6 +78,7 @@ def _learner(dls: DataLoaders, model: nn.Module, info: StageInfo, smoothing: flo
     learn.remove_cbs([ProgressCallback])
     learn.logger = lambda row: None
     learn.info, learn.checkpoint, learn.batch_losses = info, None, {}
+    learn.from_scratch = find_arch(info.arch).from_scratch
     learn.freeze()
     return learn
 
@@ -123,8 +126,8 @@ class EpochLog(Callback):
     def after_epoch(self):
         if self.epoch < self.start: return  # fastai skips over it, but says so all the same
         self.bar.close()
-        train_loss, valid_loss, acc = (float(v) for v in self.recorder.log[1:4])
-        self.history.append(dict(part=self.part, epoch=self.epoch + 1, train_loss=train_loss, valid_loss=valid_loss, accuracy=acc))
+        valid_loss, acc = (float(v) for v in self.recorder.log[2:4])  # fastai's own training loss is smoothed over epochs, and a stopped run forgets them
+        self.history.append(dict(part=self.part, epoch=self.epoch + 1, train_loss=float(np.mean(self.losses)), valid_loss=valid_loss, accuracy=acc))
         if not this_rank(): print(_line(self.history[-1]), file=sys.stderr)
 
 class KeepBest(Callback):
@@ -148,9 +151,15 @@ class WriteCheckpoint(Callback):
 
     def after_epoch(self):
         if self.epoch < self.keep.log.start or this_rank(): return
-        state = dict(recipe=self.recipe, epoch=self.epoch + 1, model=bare(self.model).state_dict(), opt=self.opt.state_dict(),
+        state = dict(recipe=self.recipe, epoch=self.epoch + 1, model=bare(self.model).state_dict(), opt=_plain(self.opt.state_dict()),
                      history=self.keep.log.history, best=self.keep.best, best_state=self.keep.state, bf16=self.learn.info.bf16)
         with replacing(self.path) as tmp: torch.save(state, tmp)
+
+def _plain(value):
+    "Numpy's numbers, in which fastai gives rates, as Python's: with `weights_only` torch reads no others."
+    if isinstance(value, dict): return {k: _plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)): return type(value)(map(_plain, value))
+    return value.item() if isinstance(value, np.generic) else value
 
 def _read_checkpoint(path: Path | None, recipe: str) -> dict | None:
     "What a stopped run of the same recipe left. A damaged file is passed over with a warning: training anew is always right."
@@ -295,13 +304,12 @@ def fit_body(
 ) -> Learner:                       # with the weights of the best epoch of both parts
     "Train the whole network with rates by depth, in batches as small as `enough_steps` says. With `learn.checkpoint` set to a path, a stopped run goes on from its last epoch."
     learn.unfreeze()
-    scratch = find_arch(learn.info.arch).from_scratch
-    train = learn.dls.train
+    scratch, train = learn.from_scratch, learn.dls.train
     train.bs = min(train.bs, enough_steps(train.n))
     side = None if scratch else _smaller(learn.model, learn.dls.source.size)
     learn.info.bf16 = agreed(next(learn.model.parameters()).device.type == 'cpu' and bf16_trains(learn.model, learn.dls.source.size))
     lr = lr or (3e-3 if scratch else [2e-4, 6e-4, 1e-3])
-    return _fit(learn, 'unfrozen', epochs, lr, cbs=[SmallFirst(side, int(small*epochs))] if side else [], patience=patience)
+    return _fit(learn, 'unfrozen', epochs, lr, cbs=[SmallFirst(side, round(small*epochs))] if side else [], patience=patience)
 
 # %% ../nbs/30_train.ipynb #df22412f
 class SmallFirst(Callback):

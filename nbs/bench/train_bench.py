@@ -1,7 +1,7 @@
 """What training and predicting cost and give: stock fastai and vegc on the same photographs, in paired rounds.
 
-    python nbs/bench/train_bench.py rounds   --photos DIR [--limit 500] [--unfrozen 4]       # frozen, then all layers: stock, vegc fp32, vegc bf16
-    python nbs/bench/train_bench.py augmented --photos DIR [--limit 500] [--seeds 1]     # frozen epochs through the body, with augmentation
+    python nbs/bench/train_bench.py rounds   --photos DIR [--limit 400] [--unfrozen 4]       # frozen, then all layers: stock, vegc fp32, vegc bf16
+    python nbs/bench/train_bench.py augmented --photos DIR [--limit 400] [--seeds 1]     # frozen epochs through the body, with augmentation
     python nbs/bench/train_bench.py predict  --photos DIR [--seeds 1 2 3]                # all photographs from files, and the floor
     python nbs/bench/train_bench.py full     --photos DIR [--seeds 1 2 3]                # the command `vegc train` on all photographs
     python nbs/bench/train_bench.py ablation --photos DIR [--seeds 1] [--only NAME ...]  # what helps the unfrozen part
@@ -34,16 +34,17 @@ def dataset(photos, work, limit=None):
     from vegc.dataset import ImageDataset
     from vegc.ingest import add
     from vegc.split import split
-    ds = ImageDataset(Path(work)/f'photos-{limit or "all"}')
-    if ds.images.empty or ds.images.split.isna().any():
-        add(photos, ds, subject='objects')
-        split(ds)
-        rows, rng = ds.images, random.Random(0)
-        pick = lambda part, n: set(rng.sample(sorted(rows.path[rows.split == part]), n))  # noqa: E731
-        if limit:
-            train, valid = pick('train', limit), pick('valid', limit//5)
-            part = [('train' if p in train else 'unused') if s == 'train' else 'valid' if p in valid else 'test' for p, s in zip(rows.path, rows.split, strict=True)]
-            ds.update(rows.assign(split=part), ['split'])
+    path = Path(work)/f'photos-{limit or "all"}'
+    if path.exists(): return ImageDataset(path)
+    if not limit:
+        add(photos, path, subject='objects')
+        split(ds := ImageDataset(path))
+        return ds
+    ds = ImageDataset(shutil.copytree(dataset(photos, work).path, path))
+    rows, rng = ds.images, random.Random(0)
+    train, valid = (set(rng.sample(sorted(rows.path[rows.split == part]), n)) for part, n in (('train', limit), ('valid', limit//5)))
+    part = [('train' if p in train else 'unused') if s == 'train' else 'valid' if p in valid else 'test' for p, s in zip(rows.path, rows.split, strict=True)]
+    ds.update(rows.assign(split=part), ['split'])
     return ds
 
 
@@ -271,7 +272,7 @@ if __name__ == '__main__':
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('kind', nargs='?', choices=('rounds', 'augmented', 'predict', 'full', 'ablation'))
     for name, kw in {'photos': {}, 'out': dict(default='train.jsonl'), 'work': dict(default=f'{tempfile.gettempdir()}/vegc_train_bench'), 'seeds': dict(type=int, nargs='+', default=[1, 2, 3]),
-                     'limit': dict(type=int, default=500), 'unfrozen': dict(type=int, default=4), 'only': dict(nargs='+'), 'child': {}}.items(): parser.add_argument(f'--{name}', **kw)
+                     'limit': dict(type=int, default=400), 'unfrozen': dict(type=int, default=4), 'only': dict(nargs='+'), 'child': {}}.items(): parser.add_argument(f'--{name}', **kw)
     args = parser.parse_args()
     if args.child:
         from vegc.dataset import ImageDataset
