@@ -3,6 +3,7 @@ import json
 import os
 import signal
 import time
+from importlib.resources import files
 
 import numpy as np
 import pandas as pd
@@ -45,6 +46,73 @@ def drawn(tmp_path_factory):
     (ds.path / 'predictions').mkdir()
     order.to_parquet(ds.path / 'predictions/issues.parquet')
     return ds, df
+
+
+FAKE = """js => import(URL.createObjectURL(new Blob([js], { type: 'text/javascript' }))).then(({ default: cleaner }) => {
+    const kernel = window.kernel = { asked: [], on: (_, f) => { kernel.answer = f; }, off: () => {}, send: (m) => kernel.asked.push(m) };
+    cleaner.render({ model: kernel, el: document.body });
+})"""
+VIEW = dict(view='pictures', label='', kind='', split='', state='')
+
+
+@pytest.fixture
+def page():
+    "The grid alone, with a kernel that says what the test says, when the test says it."
+    with chromium() as browser:
+        tab, said = browser.new_page(), []
+        tab.on('pageerror', lambda e: said.append(str(e)))
+        tab.evaluate(FAKE, (files('vegc') / 'cleaner.js').read_text('utf-8'))
+        yield tab
+        assert said == []
+
+
+def answer(tab, **m): tab.evaluate('m => window.kernel.answer(m, [])', m)
+
+
+def answer_page(tab, ids, decisions=None, **more):
+    items = [dict(id=i, path=f'{i}.jpg', name=f'{i}.jpg', given='a', why='', also='', split='train', guess='b', sure=.3) for i in ids]
+    choices = dict(classes=[['a', 'A'], ['b', 'B']], labels=[['a', 'a', 3], ['b', 'b', 2]], kinds=[['label', 'label', 3]], splits=[['train', 'train', 4], ['test', 'test', 1]], copies=0)
+    facts = dict(view=VIEW, page=0, pages=3, progress=dict(items=5, decided=0, left=5), can_undo=False, can_redo=False, choices=choices) | more
+    answer(tab, **{'is': 'page'}, items=items, decisions=decisions or {}, **facts)
+
+
+def chosen(tab): return {name: tab.get_by_role('combobox', name=name, exact=True).input_value() for name in ('Class', 'Issue', 'Split')}
+
+
+def test_an_answer_to_an_earlier_question_takes_back_no_later_choice(page):
+    "Two filters in quick succession; the answer to the first comes when the second has been chosen, that to the second after it."
+    answer_page(page, [0, 1, 2])
+    page.get_by_role('combobox', name='Class', exact=True).select_option('b')
+    page.get_by_role('combobox', name='Split').select_option('test')
+    asked = [m['view'] for m in page.evaluate('() => window.kernel.asked') if m['do'] == 'show']
+    assert asked == [VIEW | dict(label='b'), VIEW | dict(label='b', split='test')], 'the second question holds the first choice too'
+    answer_page(page, [1, 2], view=asked[0])  # late
+    assert chosen(page) == dict(Class='b', Issue='', Split='test')
+    page.get_by_role('combobox', name='Issue').select_option('label')
+    assert page.evaluate('() => window.kernel.asked.at(-1).view') == VIEW | dict(label='b', split='test', kind='label')
+    answer_page(page, [2], view=asked[1])
+    answer_page(page, [4], view=asked[1] | dict(kind='label'))
+    assert chosen(page) == dict(Class='b', Issue='label', Split='test') and page.locator('.file').all_inner_texts() == ['4.jpg']
+    answer_page(page, [0, 1, 2])  # the kernel shows all again: no choice of ours waits any more
+    assert chosen(page) == dict(Class='', Issue='', Split='')
+
+
+def test_a_decision_is_pale_until_the_kernel_says_it_is_on_the_disk(page):
+    "Two keys before the first answer; the first is confirmed, the second refused and shown as it was."
+    answer_page(page, [0, 1, 2], decisions={1: ['keep', '', 'bo', '']})
+    tile = page.locator('.tile')
+    tile.nth(0).click()
+    page.keyboard.press('x')
+    tile.nth(1).click()
+    page.keyboard.press('x')
+    assert [m['n'] for m in page.evaluate('() => window.kernel.asked') if m['do'] == 'decide'] == [1, 2]
+    pale = lambda: ['pending' in (tile.nth(i).get_attribute('class') or '') for i in range(3)]  # noqa: E731
+    assert pale() == [True, True, False]
+    answer(page, **{'is': 'decided'}, n=1, decisions={0: ['exclude', '', 'ana', '']}, said='excluded: 0.jpg', progress=dict(items=5, decided=2, left=3), can_undo=True, can_redo=False)
+    assert pale() == [False, True, False] and page.locator('.counter').inner_text() == '2 of 5 decided · 3 left'
+    answer(page, **{'is': 'error'}, n=2, text='No space is left.')
+    assert pale() == [False, False, False] and page.locator('.alert').inner_text() == 'No space is left.'
+    assert [tile.nth(i).get_attribute('data-action') for i in range(3)] == ['exclude', 'keep', '']
 
 
 CELL = '''

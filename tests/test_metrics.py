@@ -111,9 +111,12 @@ def test_intervals_cover_the_truth_at_their_rate(n, over):
         m = metrics_of(draw(np.random.default_rng(seed), n, over), times=250)
         for k, (low, high) in m.intervals.items():
             if k != 'calibration_error_scaled': hits.setdefault(k, []).append(low <= truth.scores[k] <= high)
+        for r, t in zip(m.per_class.to_dict('records'), truth.per_class.to_dict('records'), strict=True):
+            for k in ('precision', 'recall', 'f1'): hits.setdefault(f'{k} of {r["class"]}', []).append(r[f'{k}_low'] <= t[k] <= r[f'{k}_high'])
     rate = {k: np.mean(v) for k, v in hits.items()}
-    # 150 runs at 95 %: fewer than 89 % would be a wonder
-    assert min(rate.values()) >= .89, rate
+    # 150 runs at 95 %: fewer than 89 % would be a wonder; F1 of a class with fifteen pictures has a bootstrap that is a little short
+    assert min(v for k, v in rate.items() if 'f1 of' not in k) >= .89, rate
+    assert min(rate.values()) >= .85, rate
     assert rate['accuracy'] >= .91 and rate['log_loss'] <= .995, rate
 
 
@@ -133,7 +136,12 @@ def test_permutation_tests_are_wrong_as_often_as_they_say():
     p = [rank_correlation(rng.normal(size=30), rng.normal(size=30), permutations=300, seed=i)[1] for i in range(300)]
     partial = [rank_correlation(n + rng.normal(0, 20, 30), n + rng.normal(0, 20, 30), n, permutations=300, seed=i)[1] for i in range(300)]
     spread = [rank_spread(rng.integers(0, 3, 30).astype(str), rng.normal(size=30), permutations=300, seed=i)[1] for i in range(300)]
-    for found in (p, partial, spread): assert .01 <= np.mean(np.array(found) <= .05) <= .1
+    names, groups = [f'c{i}' for i in range(12)], {f'c{i}': str(i % 3) for i in range(12)}
+    def of(counts): return Metrics('', '', int(counts.sum()), {}, {}, {}, pd.DataFrame(), counts, names)
+    matrices = [rng.poisson(rng.gamma(.4, 2., (12, 12))) + 30*np.eye(12, dtype=int) for _ in range(300)]
+    inside = [errors_inside(of(c), groups, permutations=300, seed=i).p_value for i, c in enumerate(matrices)]
+    lists = [lists_and_confusions(of(c), {(names[a], names[b]): 3 for a, b in zip(*np.triu_indices(12, 1), strict=True) if rng.random() < .15}, permutations=300, seed=i)[1] for i, c in enumerate(matrices)]
+    for found in (p, partial, spread, inside, lists): assert .01 <= np.mean(np.array(found) <= .05) <= .1
 
 
 # ---- what goes wrong elsewhere
@@ -178,6 +186,27 @@ def test_a_threshold_costs_what_the_table_says():
     assert found['threshold'] == pytest.approx(min(better)) and unsure_threshold(conf, np.zeros(500, bool), .8) is None
 
 
+def test_unsure_is_about_the_confidence_that_a_model_file_gives():
+    rng = np.random.default_rng(0)
+    honest = rng.dirichlet(np.full(7, .4), 1500)
+    true = np.array([rng.choice(7, p=q) for q in honest])
+    sure = scaled(honest, .4)
+    m = metrics_of(table_of(true, sure), temperature=2.5)
+    conf, right = scaled(sure, 2.5).max(1), sure.argmax(1) == true
+    for r in m.unsure.to_dict('records'): assert r['answered'] == (conf >= r['threshold']).sum() and r['accuracy'] == pytest.approx(right[conf >= r['threshold']].mean())
+    assert m.unsure.threshold.max() < np.quantile(sure.max(1), .5), 'not the confidence before'
+    assert 'Saying unsure (confidence at temperature 2.50)' in str(m)
+
+
+def test_how_often_test_was_looked_at_is_said_in_words():
+    m = metrics_of(table_of(np.array([0, 1]), np.eye(7)[[0, 1]]), split='test', times=5)
+    said = []
+    for n in range(4):
+        m.looks = n
+        said.append(str(m))
+    assert 'looked at' not in said[0] and [s.split('looked at ')[1].split('.')[0] for s in said[1:]] == ['1 time', '2 times', '3 times']
+
+
 def test_few_pictures_are_said_to_be_few():
     m = metrics_of(table_of(np.repeat([0, 1], [30, 9]), np.eye(7)[[0]*39]), groups=dict(a='big', b='small'))
     assert m.per_class.set_index('class').enough.to_dict() == {'a': True, 'b': False}
@@ -213,6 +242,20 @@ def test_effects_are_spearmans_and_partial_ones_hold_the_number_fixed():
     assert by.kind['region'] == 'name' and by.p['region'] < .01 and (t.p_holm >= t.p).all()
     assert holm([.01, .02, .04]).tolist() == pytest.approx([.03, .04, .04])
     with pytest.raises(UsageError, match='no column'): explain(t, 'nothing')
+
+
+def test_a_planted_effect_is_found_beyond_the_number_of_images():
+    "Recall falls with the share of wrong labels; classes with more pictures have fewer of them, too. What the share does is found with the number held fixed; what only follows the number is not."
+    rng, found = np.random.default_rng(0), []
+    for seed in range(40):
+        n = rng.lognormal(5, .7, 54)
+        wrong = np.clip(.3 - .03*np.log(n) + rng.normal(0, .05, 54), 0, 1)
+        bystander = np.log(n) + rng.normal(0, .5, 54)
+        hits = rng.binomial(60, np.clip(.75 + .03*np.log(n) - 1.2*wrong, .02, .98))
+        t = explain(pd.DataFrame(dict(recall=hits/60, train=n, wrong=wrong, bystander=bystander)), permutations=400, seed=seed).set_index('factor')
+        found.append((t.partial_p['wrong'] <= .05, t.partial_p['bystander'] <= .05, t.p['bystander'] <= .05, t.partial['wrong'] < 0))
+    wrong, bystander, alone, sign = np.mean(found, 0)
+    assert wrong > .9 and sign == 1 and alone > .5 > .2 > bystander, found
 
 
 def test_mistakes_inside_superclasses_are_counted_and_judged():

@@ -11,15 +11,16 @@ from matplotlib import font_manager
 from matplotlib.axes import Axes
 from PIL import Image
 
+import vegc.fonts
 from vegc.core import UsageError, VegcWarning
 from vegc.dataset import ImageDataset
 from vegc.evaluate import predictions_frame
-from vegc.fonts import font_families, font_letters, letters, lettering
+from vegc.fonts import clusters, font_families, font_letters, letters, lettering, short_signs
 from vegc.ingest import add
 from vegc.interpret import ClassifierInterpretation, grad_cam
 from vegc.metrics import Metrics, metrics_of, most_confused
 from vegc.pictures import flat_map, plot_confused, plot_embedding, plot_mistakes, plot_samples, plot_top_losses, sparse_places
-from vegc.plots import (BLUE, GREEN, GREY, RED, YELLOW, alt_of, as_html, confusion_order, finish, plot_accuracy_by_n, plot_classes, plot_confusion, plot_history, plot_lr,
+from vegc.plots import (BLUE, GREEN, GREY, RED, YELLOW, alt_of, as_html, confusion_order, finish, plot_accuracy_by_n, plot_classes, plot_confusion, plot_history, plot_lr, plot_methods,
                         plot_most_confused, plot_per_class, plot_precision_recall, plot_reliability, spread_out, table_of)
 
 matplotlib.use('Agg')
@@ -61,6 +62,8 @@ def m(table): return metrics_of(table, stage='raw', split='test', times=50)
 HISTORY = [dict(part='frozen', epoch=i + 1, train_loss=1/(i + 1), valid_loss=1.1/(i + 1), accuracy=.5 + .1*i) for i in range(3)]
 HISTORY += [dict(part='unfrozen', epoch=1, train_loss=.2, valid_loss=.5, accuracy=.75)]
 CURVE = pd.DataFrame(dict(n=[10, 100], accuracy=[.5, .8], low=[.4, .7], high=[.6, .9]))
+METHODS = pd.DataFrame(dict(method=['line', 'forêt 森', 'stage raw'], features=['pixels', 'pixels', ''], n=50, accuracy=[.5, .6, .7], accuracy_low=[.4, .5, .6], accuracy_high=[.6, .7, .8],
+                            difference=[-.2, -.1, np.nan], difference_low=[-.3, -.2, np.nan], difference_high=[-.1, .02, np.nan]))
 
 
 def plots(dataset, table, m):
@@ -71,7 +74,7 @@ def plots(dataset, table, m):
         classes=lambda ax: plot_classes(pd.DataFrame(dict(train=[3, 1], valid=[1, 1], test=[1, 0]), index=['vi', 'ja']), ax, names=NAMES),
         lr=lambda ax: plot_lr(pd.DataFrame(dict(lr=[1e-4, 1e-3, 1e-2], loss=[2., 1., 3.])), 1e-3, ax),
         confusion=lambda ax: plot_confusion(m, NAMES, ax=ax), most_confused=lambda ax: plot_most_confused(m, 5, NAMES, ax), per_class=lambda ax: plot_per_class(m, NAMES, ax),
-        precision_recall=lambda ax: plot_precision_recall(m, NAMES, ax=ax), reliability=lambda ax: plot_reliability(m, ax), by_n=lambda ax: plot_accuracy_by_n(CURVE, ax),
+        precision_recall=lambda ax: plot_precision_recall(m, NAMES, ax=ax), reliability=lambda ax: plot_reliability(m, ax), by_n=lambda ax: plot_accuracy_by_n(CURVE, ax, ahead=CURVE.assign(n=[200, 400])), methods=lambda ax: plot_methods(METHODS, ax=ax),
         samples=lambda ax: plot_samples(dataset, 3, ax=ax), top_losses=lambda ax: plot_top_losses(table, root, 7, names=NAMES, ax=ax),
         confused=lambda ax: plot_confused(table, root, 3, 2, names=NAMES, ax=ax), mistakes=lambda ax: plot_mistakes(table, root, 'vi', names=NAMES, ax=ax),
         embedding=lambda ax: plot_embedding(table, x, root, xy=x[:, :2], names=NAMES, ax=ax))
@@ -119,6 +122,21 @@ def test_what_is_drawn_is_the_table(dataset, table, m):
     ax = plot_top_losses(table, dataset.path, 5)
     assert table_of(ax).loss.tolist() == sorted(table.loss, reverse=True)[:5]
     assert [t.get_text().split('\n')[3] for t in ax.texts if 'loss' in t.get_text()] == [f'loss {v:.2f}' for v in table_of(ax).loss]
+    ax = plot_precision_recall(m, glyphs={c: c for c in m.classes})
+    assert table_of(ax)[['recall', 'precision']].equals(m.per_class[['recall', 'precision']]) and {t.get_text() for t in ax.texts} >= set(m.classes)
+    ax = plot_accuracy_by_n(CURVE)
+    assert ax.lines[0].get_ydata().tolist() == CURVE.accuracy.tolist() == table_of(ax).accuracy.tolist()
+    lr = pd.DataFrame(dict(lr=[1e-4, 1e-3, 1e-2], loss=[2., 1., 3.]))
+    assert np.array_equal(plot_lr(lr).lines[0].get_xydata(), lr) and table_of(plt.gca()).equals(lr)
+    ax = plot_samples(dataset, 3)
+    assert len(ax.images) == len(table_of(ax)) == 3*table_of(ax).label.nunique() and dataset.labels.set_index('path').label[table_of(ax).path].tolist() == table_of(ax).label.tolist()
+    (a, b), (c, d) = most_confused(m)[['label', 'predicted_label']].head(2).to_numpy().tolist()
+    ax = plot_confused(table, dataset.path, [(a, b), (c, d)], 50)
+    t = table[((table.label == a) & (table.predicted_label == b)) | ((table.label == c) & (table.predicted_label == d))]
+    assert sorted(table_of(ax).path) == sorted(t.path) and len(ax.images) == len(t) > 0
+    x = np.random.default_rng(0).normal(size=(len(table), 2))
+    ax = plot_embedding(table, x, dataset.path, xy=x)
+    assert np.allclose(table_of(ax)[['x', 'y']], x) and np.allclose(ax.collections[0].get_offsets(), x) and f'{int((table.label != table.predicted_label).sum())} mistakes' in alt_of(ax)
     all_wrong = table.assign(predicted_label=table.predicted_label.mask(table.label == 'ja', 'vi'))
     ax = plot_mistakes(all_wrong, dataset.path, 'ja', columns=6)
     assert sorted(table_of(ax).path) == sorted(table[table.label == 'ja'].path) and len(ax.images) == 20, 'all of them'
@@ -127,6 +145,35 @@ def test_what_is_drawn_is_the_table(dataset, table, m):
     axes = plot_history(HISTORY, HISTORY[2])
     assert axes[0].lines[0].get_ydata().tolist() == [r['train_loss'] for r in HISTORY] and len(table_of(axes[1])) == 4 and 'best 0.700' in alt_of(axes[0])
     with pytest.raises(UsageError, match='not drawn by vegc'): table_of(plt.subplots()[1])
+
+
+LONG = {k: f'{v}, with a long name behind it' for k, v in dict(NAMES, hi='Hindi', emoji='Emoji').items()}
+
+
+@pytest.mark.parametrize('kind', [k for k in KINDS if k not in ('lr', 'reliability', 'by_n')])
+def test_no_name_is_cut_off_at_the_edge_of_the_figure(kind, dataset, table, m, monkeypatch):
+    monkeypatch.setitem(globals(), 'NAMES', LONG)
+    if kind == 'samples': monkeypatch.setattr(ImageDataset, 'names', property(lambda self: LONG))
+    fig = plots(dataset, table, m)[kind](None).get_figure(root=True)
+    fig.canvas.draw()
+    page, shown = fig.bbox, [t for t in fig.findobj(matplotlib.text.Text) if t.get_visible() and any(ch.isalpha() for ch in t.get_text())]
+    boxes = {t.get_text(): t.get_window_extent() for t in shown}
+    assert len(boxes) > 1
+    outside = [t for t, b in boxes.items() if b.x0 < page.x0 - 1 or b.x1 > page.x1 + 1 or b.y0 < page.y0 - 1 or b.y1 > page.y1 + 1]
+    assert outside == []
+
+
+def test_two_classes_of_one_name_stay_two_bars():
+    ax = plot_classes(pd.DataFrame(dict(train=[3, 9]), index=['a', 'b']), names=dict(a='same', b='same'))
+    assert sorted(b.get_y() for b in ax.patches) == [-.4, .6] and [b.get_width() for b in ax.patches] == [3, 9]
+
+
+def test_the_rate_finder_shows_the_valley_and_not_the_explosion():
+    lr = np.logspace(-6, 0, 50)
+    ax = plot_lr(pd.DataFrame(dict(lr=lr, loss=2 - np.exp(-(np.log10(lr) + 2)**2) + 1e4*np.maximum(lr - .1, 0))), 1e-3)
+    low, high = ax.get_ylim()
+    assert low < 1.1 and 2 < high < 3
+    assert 'stopped before' in alt_of(plot_lr(pd.DataFrame(dict(lr=[], loss=[]), dtype=float), 2e-3))
 
 
 def test_text_of_a_plot_is_text_and_no_markup():
@@ -182,6 +229,16 @@ def test_signs_do_not_cover_one_another(m):
     assert len(boxes) == 7 and not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
 
 
+def test_names_on_the_map_do_not_cover_one_another(dataset, table):
+    x = np.random.default_rng(0).normal(size=(len(table), 4))
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore', VegcWarning)
+        ax = plot_embedding(table, x, dataset.path, xy=x[:, :2]*.01, names=LONG)
+    ax.figure.canvas.draw()
+    boxes = [t.get_window_extent() for t in ax.texts if t.get_text()]
+    assert len(boxes) == 7 and not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
+
+
 def test_boxes_stay_inside_and_apart():
     rng = np.random.default_rng(0)
     xy, size = rng.normal(50, 3, (60, 2)), rng.uniform(4, 9, (60, 2))
@@ -234,8 +291,47 @@ def test_one_warning_names_letters_and_remedy_and_the_legend_keeps_the_name():
         assert lettering(['vi', 'usd'], NAMES).legend == {}
 
 
+def test_short_signs_tell_classes_apart():
+    names = ['t-shirt', 'trousers', 'shirt', 'shorts', *(f'class number {i}' for i in range(60)), 'हिन्दी', 'हिब्रू', 'ひらがな']
+    signs = short_signs(names)
+    assert len(set(signs)) == len(names) and max(len(clusters(s)) for s in signs) <= 8
+    assert signs[:4] == ['t-sh', 'trou', 'shir', 'shor'] and signs[4] == 'cla…0' and signs[63] == 'cla…59'
+    for s, name in zip(signs[-3:], names[-3:], strict=True): assert name.startswith(s) and clusters(name)[:len(clusters(s))] == clusters(s), 'no half letters'
+
+
+def _without(monkeypatch, *words):
+    "As on a machine that lacks these fonts."
+    kept = [f for f in font_manager.fontManager.ttflist if not any(w in f.name for w in words)]
+    monkeypatch.setattr(font_manager.fontManager, 'ttflist', kept)
+    monkeypatch.setattr(vegc.fonts, '_add_new_fonts', lambda: False)
+    return kept
+
+
+@pytest.mark.parametrize('without', [(), ('CJK',), ('CJK', 'Noto', 'IPA', 'Takao', 'Droid', 'Unifont')])
+def test_every_script_is_drawn_or_replaced_and_never_a_box(without, m, monkeypatch):
+    kept = _without(monkeypatch, *without)
+    have = set().union(*(font_letters(f.fname) for f in kept if 'Last Resort' not in f.name))  # that one has a frame for every letter
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter('always')
+        ax = plot_per_class(m, NAMES)
+        ax.figure.canvas.draw()
+    assert all(isinstance(w.message, VegcWarning) for w in said), 'a glyph warning of matplotlib: an empty box was drawn'
+    drawable = {k for k, v in NAMES.items() if all(ord(ch) in have for ch in letters([v]))}
+    shown = ' '.join(t.get_text() for t in ax.get_yticklabels())
+    for k, v in NAMES.items(): assert (v in shown) if k in drawable else (f'#{list(NAMES).index(k) + 1} {k}' in shown and v not in shown), k
+    assert len(said) == (len(drawable) < len(NAMES)), 'one warning, and only where something is missing'
+    for k in set(NAMES) - drawable: assert f'{k} is {NAMES[k]}' in str(said[0].message) and f'{k} is {NAMES[k]}' in alt_of(ax)
+    if len(without) > 1: assert 'ja' not in drawable and {'vi', 'ar', 'usd'} <= drawable
+
+
+def test_readers_of_japanese_get_japanese_forms():
+    "Where a family has one font for each region. Without such fonts there is nothing to choose."
+    if not any(' JP' in f.name for f in font_manager.fontManager.ttflist): pytest.skip('no font for Japanese readers here')
+    assert ' JP' in font_families(letters(['直ゐ']), ['DejaVu Sans'])[0][1]
+    assert ' KR' in font_families(letters(['직直']), ['DejaVu Sans'])[0][1] and ' SC' in font_families(letters(['直']), ['DejaVu Sans'])[0][1]
+
+
 def test_scripts_that_join_are_not_drawn_in_pieces(monkeypatch):
-    import vegc.fonts
     monkeypatch.setattr(vegc.fonts, 'can_shape', lambda: False)
     with pytest.warns(VegcWarning, match='3.11'): write = lettering(['ar'], NAMES)
     assert write('ar') == '#1 ar'

@@ -21,7 +21,7 @@ from vegc.evaluate import compare, evaluate, linear_predictions, predictions, te
 from vegc.health import class_facts, funnel
 from vegc.ingest import add
 from vegc.issues import find_issues
-from vegc.metrics import most_confused
+from vegc.metrics import how_often, most_confused
 from vegc.models import WeightsError
 from vegc.page import Thumbnails, matrix_svg
 from vegc.report import report
@@ -129,7 +129,8 @@ def test_looking_at_test_is_counted_and_said(dataset):
     before = test_looks(dataset)
     html = report(dataset, 'raw').read_text('utf-8')
     assert test_looks(dataset) > before
-    assert f'{test_looks(dataset)} times, this page included' in html
+    assert f'{how_often(test_looks(dataset))}, this page included' in html and re.search(r'training took</dt><dd>\d+ (seconds|minutes)<', html)
+    assert [how_often(n) for n in (1, 2, 1000)] == ['1 time', '2 times', '1,000 times']
 
 
 def test_valid_is_taken_and_named_where_test_is_small(dataset, tmp_path):

@@ -12,21 +12,25 @@ __all__ = ['DatasetError', 'DiskFullError', 'LockedError', 'UsageError', 'VegcEr
            'most_confused', 'compare', 'Comparison', 'find_issues', 'saved_issues', 'duplicates', 'out_of_fold',
            'outlier_scores', 'merge_queues', 'Session', 'clean', 'worst_table', 'ImageCleaner', 'review_page', 'report',
            'export', 'load_model_file', 'Predictor', 'predict', 'ClassifierInterpretation', 'embeddings',
-           'out_of_fold_predictions', 'accuracy_by_n', 'explain', 'errors_inside', 'class_facts', 'class_factors',
-           'plot_classes', 'plot_samples', 'plot_history', 'plot_lr', 'plot_confusion', 'plot_most_confused',
-           'plot_per_class', 'plot_precision_recall', 'plot_reliability', 'plot_accuracy_by_n', 'plot_confused',
-           'plot_mistakes', 'plot_embedding', 'demo']
+           'out_of_fold_predictions', 'cross_validate', 'cross_validated_predictions', 'head_probabilities',
+           'baselines', 'compare_imbalance', 'accuracy_by_n', 'would_more_help', 'Growth', 'explain', 'errors_inside',
+           'class_facts', 'class_factors', 'plot_classes', 'plot_samples', 'plot_history', 'plot_lr', 'plot_confusion',
+           'plot_most_confused', 'plot_per_class', 'plot_precision_recall', 'plot_reliability', 'plot_accuracy_by_n',
+           'plot_methods', 'plot_confused', 'plot_mistakes', 'plot_embedding', 'demo']
 
 # %% ../nbs/80_all.ipynb #7437ae1a
+from .baselines import baselines, compare_imbalance
 from .clean import Session, clean, worst_table
 from .core import DatasetError, DiskFullError, LockedError, UsageError, VegcError, VegcWarning
 from .data import datablock, dataloaders
 from .dataset import ImageDataset
 from .demo import demo
 from .duplicates import exact_pairs, feature_pairs, hash_pairs
-from .evaluate import Comparison, accuracy_by_n, compare, embeddings, evaluate, out_of_fold_predictions, predictions
+from .evaluate import Comparison, compare, cross_validate, cross_validated_predictions, embeddings, evaluate, out_of_fold_predictions, predictions
 from .export import Predictor, export, load_model_file, predict
 from .features import cached_features
+from .growth import Growth, accuracy_by_n, would_more_help
+from .heads import head_probabilities
 from .health import class_facts
 from .images import load_rgb, phash
 from .ingest import IngestResult, TooManyFailures, ingest
@@ -36,7 +40,7 @@ from .lists import ListPlan, plan, read_list
 from .metrics import Metrics, metrics_of, most_confused
 from .models import WeightsError, image_body, image_model
 from .pictures import plot_confused, plot_embedding, plot_mistakes, plot_samples
-from .plots import (plot_accuracy_by_n, plot_classes, plot_confusion, plot_history, plot_lr, plot_most_confused, plot_per_class, plot_precision_recall,
+from .plots import (plot_accuracy_by_n, plot_classes, plot_confusion, plot_history, plot_lr, plot_methods, plot_most_confused, plot_per_class, plot_precision_recall,
                         plot_reliability)
 from .report import report
 from .review import review_page
@@ -55,6 +59,7 @@ _all_ = [
     'save_stage', 'load_stage', 'stage_info', 'stages', 'train', 'predictions', 'evaluate', 'Metrics', 'metrics_of', 'most_confused', 'compare', 'Comparison',
     'find_issues', 'saved_issues', 'duplicates', 'out_of_fold', 'outlier_scores', 'merge_queues', 'Session', 'clean', 'worst_table', 'ImageCleaner', 'review_page',
     'report', 'export', 'load_model_file', 'Predictor', 'predict',
-    'ClassifierInterpretation', 'embeddings', 'out_of_fold_predictions', 'accuracy_by_n', 'explain', 'errors_inside', 'class_facts', 'class_factors',
+    'ClassifierInterpretation', 'embeddings', 'out_of_fold_predictions', 'cross_validate', 'cross_validated_predictions', 'head_probabilities',
+    'baselines', 'compare_imbalance', 'accuracy_by_n', 'would_more_help', 'Growth', 'explain', 'errors_inside', 'class_facts', 'class_factors',
     'plot_classes', 'plot_samples', 'plot_history', 'plot_lr', 'plot_confusion', 'plot_most_confused', 'plot_per_class', 'plot_precision_recall',
-    'plot_reliability', 'plot_accuracy_by_n', 'plot_confused', 'plot_mistakes', 'plot_embedding', 'demo']
+    'plot_reliability', 'plot_accuracy_by_n', 'plot_methods', 'plot_confused', 'plot_mistakes', 'plot_embedding', 'demo']

@@ -347,8 +347,8 @@ def _rate(text: str | None) -> float | slice | None:
 def _train(dataset: _Dataset,
            arch: Annotated[str, _option('A body of torchvision or timm by name, efficientnet_lite0, small_cnn, or module:function of your own.')]='resnet50',
            size: Annotated[int | None, _option('Side of the pictures, pixels; 224, or that of --start, if not given.')]=None,
-           bs: Annotated[int, _option('Pictures a batch.')]=64,
-           epochs: Annotated[str, _option('Of the frozen and of the unfrozen part; 0 leaves a part out.')]='8,4',
+           bs: Annotated[int, _option('Pictures a batch at most; fewer where pictures are few.')]=64,
+           epochs: Annotated[str, _option('Of the frozen and of the unfrozen part; 0 leaves a part out.')]='8,10',
            lr: Annotated[str | None, _option('Peak rate of the unfrozen part: one number, or two from early layers to the head.')]=None,
            weights: Annotated[str, _option('auto for ImageNet weights, or a state dict file.')]='auto',
            start: Annotated[str | None, _option('A stage to start from.')]=None,
@@ -365,8 +365,14 @@ def _train(dataset: _Dataset,
     from vegc.train import train
     learn = _work(train, _open(dataset), arch=arch, size=size, bs=bs, epochs=_numbers(epochs, int, '--epochs'), lr=_rate(lr), weights=weights,
                   start=start, labels=labels, stage=stage, seed=seed, cached=cached, views=views, balance=balance, patience=patience, overwrite=overwrite)
-    if as_json: _show(learn.info.to_dict(), as_json=True)
-    else: print(f'{table_text(_jsonable(learn.info.history))}\n\nSaved as {stage}: the best epoch, {_epoch(learn.info.best)}.')
+    from vegc.distributed import in_turn, this_rank
+    from vegc.evaluate import small_headline
+    with in_turn(): small = _work(small_headline, _open(dataset), stage, labels=labels)
+    if this_rank(): return  # one of several processes speaks
+    if as_json: _show(learn.info.to_dict() | ({} if small is None else dict(cross_validated=small.brief())), as_json=True)
+    else:
+        print(f'{table_text(_jsonable(learn.info.history))}\n\nSaved as {stage}: the best epoch, {_epoch(learn.info.best)}.')
+        if small is not None: print(f'Few pictures, so the headline is a grouped cross-validation. {small.headline} Test is not among them.')
 
 def _epoch(row: dict) -> str: return f'{row["part"]} {row["epoch"]} with accuracy {row["accuracy"]:.3f} on valid' if row else 'untrained'
 
@@ -394,7 +400,7 @@ def _find_issues(dataset: _Dataset, stage: Annotated[str | None, _option('Judge 
 
 @_verb('clean')
 def _clean(dataset: _Dataset, decisions: Annotated[Path | None, _option('A CSV path,action,label,who,why.', '--decisions')]=None,
-           auto: Annotated[float | None, _option('Decide by rule at this confidence; never on test pictures.', '--auto')]=None,
+           auto: Annotated[float | None, _option('Decide by rule: relabel what is right with at least this chance, 0 to 1; never on test pictures.', '--auto')]=None,
            undo: Annotated[bool, _option('Take the last call back.', '--undo')]=False,
            page: Annotated[Path | None, _option('Write an HTML page to decide on without Python; it hands back a CSV for --decisions.', '--page')]=None,
            worst: Annotated[int | None, _option('Only show so many of the worst pictures, why they are there and what became of them.', '--worst')]=None,
@@ -412,7 +418,7 @@ def _clean(dataset: _Dataset, decisions: Annotated[Path | None, _option('A CSV p
     alone = done.attrs['left_alone']
     if as_json: return _show(dict(rows=_rows(done), left_alone=alone), as_json)
     counts = ', '.join(f'{n} {action}' for action, n in done.action.value_counts().items())
-    print(f'{_table(done)}\n\n{len(done)} decisions written{f": {counts}" if counts else ""}; cleaned.csv and labels.csv are up to date.')
+    print(f'{_table(done)}\n\n{len(done)} decision{"s"*(len(done) != 1)} written{f": {counts}" if counts else ""}; cleaned.csv and labels.csv are up to date.')
     if alone: print('Left alone: ' + ', '.join(f'{n} {what}' for what, n in alone.items()) + '.')
 
 def _review_page(dataset: Path, page: Path, limit: int, as_json: bool):
@@ -457,11 +463,17 @@ def _predict(model: Annotated[Path, typer.Argument(metavar='FILE', help='A model
              unsure_below: Annotated[float | None, _option('Name the label unsure when the confidence is less.')]=None,
              csv: Annotated[Path | None, _option('Also write the table to this file.', '--csv')]=None, as_json: _Json=False):
     "Say what is in pictures, in the order given."
-    from vegc.export import predict
-    table = _work(predict, model, items, unsure_below=unsure_below)
+    from vegc.export import load_model_file, predict
+    loaded = load_model_file(model)
+    table = _work(predict, loaded, items, unsure_below=unsure_below)
     if csv is not None: _write_csv(table, csv)
     shown = table if as_json else table[[c for c in table if not c.startswith('p_')]]
     _show(shown, as_json)
+    if not as_json and unsure_below is not None and (cost := loaded.cost(unsure_below)): print(_price(cost))
+
+def _price(cost: dict) -> str:
+    return (f'\nOn the valid pictures a threshold of {cost["threshold"]:.2f} leaves {cost["share"]:.0%} answered, {cost["accuracy"]:.1%} of them rightly '
+            f'({cost["low"]:.1%}–{cost["high"]:.1%}), and holds back {cost["right_lost"]} right answers.')
 
 @_verb('demo')
 def _demo(out: Annotated[Path | None, _option('Folder to work in; vegc-demo if not given.')]=None,

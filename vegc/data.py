@@ -85,8 +85,10 @@ def fits_memory(
 # %% ../nbs/24_data.ipynb #7d4ed29c
 class ReadImage(Transform):
     "A path, relative to the dataset, to a fastai image of the wanted size."
-    def __init__(self, root: str | os.PathLike, size: int | tuple[int, int], cache: 'PixelCache | None'=None):
+    def __init__(self, root: str | os.PathLike, size: int | tuple[int, int], cache: 'PixelCache | None'=None, split_idx: int | None=None):
+        super().__init__(split_idx=split_idx)
         self.root, self.size, self.cache = Path(root), as_size(size), cache
+
     def encodes(self, path: str) -> PILImage:
         read = lambda: load_rgb(self.root/path, self.size)  # noqa: E731
         return PILImage(read() if self.cache is None else self.cache.get(path, read))
@@ -112,15 +114,21 @@ def datablock(
     *,
     vocab: Sequence[str] | None=None, # classes in order; None: the current ones, sorted
     augment: bool=True,
-    cache: PixelCache | None=None,    # where decoded pictures are kept
+    detail: float=1.2,                # training pictures are read so many times larger, where augmentation resamples them
+    cache: bool=False,                # keep decoded pictures in memory
     **tfms,                           # for `default_augment`
 ) -> DataBlock:                       # for a table as from `items`
     "A fastai DataBlock over a table with path, label, split."
     dataset = ImageDataset(dataset)
-    return DataBlock(blocks=(TransformBlock(type_tfms=ReadImage(dataset.path, size, cache), item_tfms=ToTensor, batch_tfms=IntToFloatTensor),
+    tfms = default_augment(dataset, size, **tfms) if augment else []
+    larger = [round(side*detail) for side in as_size(size)] if any(getattr(t, 'size', None) for t in tfms) else size
+    keep = lambda size: PixelCache(dataset.images.path, size) if cache else None  # noqa: E731
+    # a transform of split 0 passes over valid pictures, and the second one over what the first has read
+    read = [ReadImage(dataset.path, larger, keep(larger), split_idx=0), ReadImage(dataset.path, size, keep(size))]
+    return DataBlock(blocks=(TransformBlock(type_tfms=read, item_tfms=ToTensor, batch_tfms=IntToFloatTensor),
                              CategoryBlock(vocab=list(vocab) if vocab is not None else dataset.vocab)),
                      get_x=ColReader('path'), get_y=ColReader('label'), splitter=SplitColumn(),
-                     batch_tfms=default_augment(dataset, size, **tfms) if augment else None)
+                     batch_tfms=tfms)
 
 # %% ../nbs/24_data.ipynb #a998deb1
 def default_workers() -> int:
@@ -171,7 +179,7 @@ def dataloaders(
     cache: bool | None=None,          # keep decoded pictures in memory; None: when they fit
     seed: int | None=None,            # order of batches; None: the dataset's
     num_workers: int | None=None,
-    **tfms,                           # for `default_augment`
+    **tfms,                           # for `datablock` and `default_augment`
 ) -> DataLoaders:                     # train and valid; `.source` says where they came from
     "fastai DataLoaders of a dataset, in one call. Raises `UsageError`, `DatasetError`."
     if balance not in (None, *BALANCE): raise UsageError(f'balance must be one of {", ".join(BALANCE)}, not {balance!r}.')
@@ -180,9 +188,9 @@ def dataloaders(
     vocab = sorted(frame.label.unique()) if vocab is None else list(vocab)
     seed = dataset.config.seed if seed is None else seed
     used = frame[frame.split != 'test']
-    if cache is None: cache = fits_memory(len(used)*3*int(np.prod(as_size(size))))
+    if cache is None: cache = fits_memory(len(used)*5*int(np.prod(as_size(size))))  # three bytes a pixel, and more for those read larger
     rows = oversampled(frame, seed) if balance == 'oversampling' else frame
-    block = datablock(dataset, size, vocab=vocab, augment=augment, cache=PixelCache(used.path, size) if cache else None, **tfms)
+    block = datablock(dataset, size, vocab=vocab, augment=augment, cache=cache, **tfms)
     common = dict(bs=min(bs, int((rows.split == 'train').sum())), seed=seed, num_workers=default_workers() if num_workers is None else num_workers)
     if balance == 'sampling': dls = block.weighted_dataloaders(rows, rows.label.map(dict(zip(vocab, class_weights(frame.label[frame.split == 'train'], vocab), strict=True))).to_numpy(), **common)
     else: dls = block.dataloaders(rows, **common)

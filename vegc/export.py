@@ -95,10 +95,21 @@ def export(
     dataset = ImageDataset(dataset)
     model, info = load_model(dataset, stage)
     names = dataset.names
+    temperature, unsure = _honest(dataset, stage)
     about = dict(format='vegc-model', schema=1, name=stage, dataset=info.dataset, subject=dataset.config.subject, arch=info.arch, size=list(info.size),
                  classes=info.classes, names=[names.get(c, c) for c in info.classes], trained_on=len(info.trained_on), best=info.best,
-                 versions=info.versions, created=info.created)
+                 versions=info.versions, created=info.created, temperature=temperature, unsure=unsure)
     return write_model_file(path, model, about)
+
+def _honest(dataset: Any, stage: str) -> tuple[float, list[dict]]:
+    "A stage's temperature, and rows of `unsure_table` on its valid part; 1 and none where that part cannot be used."
+    from vegc.evaluate import predictions, stage_temperature
+    from vegc.metrics import scaled_confidence, unsure_table
+    if (temperature := stage_temperature(dataset, stage)) is None: return 1., []
+    t = predictions(dataset, stage, 'valid')
+    p = t.filter(regex='^p_')
+    confidence, _ = scaled_confidence(p.to_numpy(), p.columns.get_indexer('p_' + t.label) % (p.shape[1] + 1))
+    return temperature, unsure_table(confidence, (t.label == t.predicted_label).to_numpy(), np.arange(1, 0, -.02)).to_dict('records')
 
 def write_model_file(
     path: str | os.PathLike,
@@ -124,6 +135,8 @@ class Predictor:
     def __init__(self, model: torch.nn.Module, about: dict):
         self.model, self.about = model.eval(), about
         self.name, self.classes, self.size = about['name'], list(about['classes']), tuple(about['size'])
+        self.temperature = float(about.get('temperature', 1.))  # files written before there was one: as the network says
+        if not 0 < self.temperature < float('inf'): raise VegcError(f'The model file gives a temperature of {self.temperature}, which must be above 0.')
 
     def __repr__(self) -> str: return f'Predictor({self.name!r}: {len(self.classes)} classes, {self.size[0]}×{self.size[1]} pixels, {self.about.get("arch", "?")})'
 
@@ -132,7 +145,7 @@ class Predictor:
         items: Sequence[Any],      # paths, bytes, Pillow images, uint8 arrays [h, w, 3]
         bs: int=32,
     ) -> tuple[np.ndarray, list[str | None]]:  # float32 [n, classes], nan for what is no picture; why not, for each
-        "Class probabilities, in order."
+        "Class probabilities at the model's temperature, in order."
         p, problems = np.full((len(items), len(self.classes)), np.nan, np.float32), []
         for start in range(0, len(items), bs):
             chunk = [_read(item, self.size) for item in items[start:start + bs]]
@@ -140,8 +153,14 @@ class Predictor:
             good = [start + i for i, c in enumerate(chunk) if isinstance(c, np.ndarray)]
             if not good: continue
             x = torch.from_numpy(np.stack([chunk[i - start] for i in good])).permute(0, 3, 1, 2).float().div_(255)
-            p[good] = self.model(x).softmax(1).numpy()
+            p[good] = self.model(x).div_(self.temperature).softmax(1).numpy()
         return p, problems
+
+    def cost(self,
+        unsure_below: float,
+    ) -> dict | None:      # threshold, answered, share, accuracy, low, high, mistakes, right_lost; None: the file does not say
+        "What a threshold near this one would have cost on the valid part (`vegc.metrics.unsure_table`)."
+        return min(self.about.get('unsure') or [], key=lambda r: abs(r['threshold'] - unsure_below), default=None)
 
     def __call__(self, items: Sequence[Any], unsure_below: float | None=None) -> list[dict]:
         "One dict a picture: path, status, error_message, predicted_label, confidence, p_<class>. Needs no pandas."

@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
@@ -91,24 +92,25 @@ class ClassifierInterpretation:
                    temperature=stage_temperature(dataset, stage) if split == 'test' else None)
 
     @classmethod
-    def from_learner(cls, learn: Learner) -> 'ClassifierInterpretation':
-        "A learner on the valid part of its loaders; any fastai image learner whose items are files will do."
-        source, classes = getattr(learn.dls, 'source', None), [str(c) for c in learn.dls.vocab]
-        if source is None: return cls(_table_of_learner(learn, classes), stage=type(learn.model).__name__)
-        rows, ds = source.items[source.items.split == 'valid'].reset_index(drop=True), source.dataset
+    def from_learner(cls, learn: Learner, ds_idx: int=1) -> 'ClassifierInterpretation':
+        "A learner on a part of its loaders, 0 train or 1 valid; any fastai image learner whose items are files will do."
+        source, classes, split = getattr(learn.dls, 'source', None), [str(c) for c in learn.dls.vocab], ('train', 'valid')[ds_idx]
+        if source is None: return cls(_table_of_learner(learn, classes, ds_idx, split), stage=type(learn.model).__name__, split=split)
+        rows, ds = source.items[source.items.split == split].reset_index(drop=True), source.dataset
         p = probabilities(learn.model, [ds.path/q for q in rows.path], source.size)
-        return cls(predictions_frame(rows, p, classes), ds.path, names=ds.names, groups=superclasses(ds), dataset=ds, stage=getattr(learn.info, 'stage', ''),
+        return cls(predictions_frame(rows, p, classes), ds.path, names=ds.names, groups=superclasses(ds), dataset=ds, stage=getattr(learn.info, 'stage', ''), split=split,
                    model=lambda: (learn.model, source.size))
 
 # %% ../nbs/54_interpret.ipynb #ebac3eea
-def _table_of_learner(learn: Learner, classes: list[str]) -> pd.DataFrame:
+def _table_of_learner(learn: Learner, classes: list[str], ds_idx: int, split: str) -> pd.DataFrame:
     "One pass of a plain fastai learner. Raises `UsageError` where its items are no files."
-    items = learn.dls.valid_ds.items
+    dl = learn.dls[ds_idx].new(shuffle=False, drop_last=False)  # the train loader would shuffle
+    items = dl.dataset.items
     paths = [str(i) for i in items] if all(isinstance(i, (str, os.PathLike)) for i in items) else None
     if paths is None: raise UsageError('The items of this learner are no paths; use a dataset of vegc, or give a table of predictions.')
-    p, true = learn.get_preds(ds_idx=1)
+    p, true = learn.get_preds(dl=dl)
     labels = [classes[int(t)] for t in true]
-    return predictions_frame(pd.DataFrame(dict(path=paths, split='valid', label=labels, given_label=labels)), p.numpy(), classes)
+    return predictions_frame(pd.DataFrame(dict(path=paths, split=split, label=labels, given_label=labels)), p.numpy(), classes)
 
 # %% ../nbs/54_interpret.ipynb #3ac6e149
 from fastcore.basics import patch
@@ -197,17 +199,43 @@ ClassifierInterpretation.plot_mistakes = _plotter(plot_mistakes, 'table', 'root'
 ClassifierInterpretation.plot_most_confused = _plotter(plot_most_confused, 'm', doc='The most frequent confusions as bars.')
 ClassifierInterpretation.plot_per_class = _plotter(plot_per_class, 'm', doc='F1 and recall of each class.')
 
+def _figure(kw: dict) -> dict:
+    "fastai's figsize, dpi and ncols in the words of our plots."
+    kw = dict(kw)
+    size = {k: kw.pop(k) for k in ('figsize', 'dpi') if k in kw}
+    if size and kw.get('ax') is None: kw['ax'] = plt.figure(layout='constrained', **size).gca()
+    if 'ncols' in kw: kw['columns'] = kw.pop('ncols')
+    return kw
+
 @patch
-def plot_top_losses(self: ClassifierInterpretation, k: int=9, largest: bool=True, *, heat: bool=False, **kw) -> Axes:
-    "The worst mistakes with labelled numbers, and what the network looked at. Other arguments as of `vegc.pictures.plot_top_losses`."
-    maps = self.heat(self.top_losses(k, largest, items=True)[2]) if heat else None
-    return _plot_top_losses(self.table, self.root, k, largest=largest, names=self.names, heat=maps, **kw)
+def plot_top_losses(self: ClassifierInterpretation,
+    k: int | Sequence[int]=9,  # how many; or which places in the order of losses, as in range(9, 18)
+    largest: bool=True,
+    *,
+    heat: bool=False,          # lay over each what the network looked at
+    **kw,
+) -> Axes:
+    "The worst mistakes with labelled numbers. Other arguments as of `vegc.pictures.plot_top_losses`; also fastai's figsize, dpi, ncols."
+    rows = self.top_losses(None, largest)[1]
+    return self.show_results(rows[:k] if isinstance(k, int) else [rows[i] for i in k], largest=largest, heat=heat, **kw)
+
+@patch
+def show_results(self: ClassifierInterpretation,
+    idxs: Sequence[int],       # rows of the table
+    *,
+    heat: bool=False,
+    **kw,
+) -> Axes:
+    "Pictures with what they are filed under and what the network says. Other arguments as of `plot_top_losses`."
+    t = self.table.loc[list(idxs)]
+    maps = self.heat(t.path.tolist()) if heat else None
+    return _plot_top_losses(t, self.root, len(t), names=self.names, heat=maps, **_figure(kw))
 
 # %% ../nbs/54_interpret.ipynb #c139b150
 @patch
 def plot_confusion_matrix(self: ClassifierInterpretation, normalize: bool=False, **kw) -> Axes:
-    "The confusion matrix; normalized: shares of the true class. Other arguments as of `plot_confusion`."
-    return plot_confusion(self.metrics, **(dict(names=self.names, shares=normalize, groups=self.groups) | kw))
+    "The confusion matrix; normalized: shares of the true class. Other arguments as of `plot_confusion`; also fastai's figsize and dpi."
+    return plot_confusion(self.metrics, **(dict(names=self.names, shares=normalize, groups=self.groups) | _figure(kw)))
 
 @patch
 def plot_precision_recall(self: ClassifierInterpretation, ax: Axes | None=None) -> Axes:

@@ -6,7 +6,7 @@
 __all__ = ['ENOUGH', 'share_intervals', 'share_interval', 'confusion_counts', 'scores_of_sums', 'class_scores', 'summary_scores',
            'true_ranks', 'resampled_sums', 'one_hot', 'calibration_bins', 'calibration_table', 'calibration_error',
            'scaled', 'best_temperature', 'scaled_confidence', 'unsure_table', 'unsure_threshold', 'Metrics',
-           'group_scores', 'metrics_of', 'most_confused', 'paired']
+           'how_often', 'group_scores', 'metrics_of', 'most_confused', 'paired']
 
 # %% ../nbs/46_metrics.ipynb #45c95265
 from collections.abc import Sequence
@@ -235,11 +235,18 @@ class Metrics:
     looks: int = 0                                # at the test part, this one included
     temperature: float = 1.                       # that was used for calibration_error_scaled
     per_group: pd.DataFrame | None = None         # superclass, n, accuracy, low, high, inside, enough
+    cross_validated: 'Metrics | None' = None      # of the frozen part, where pictures are few
     calibration: pd.DataFrame = field(default_factory=pd.DataFrame)  # as from `calibration_table`
-    unsure: pd.DataFrame = field(default_factory=pd.DataFrame)       # as from `unsure_table`
+    unsure: pd.DataFrame = field(default_factory=pd.DataFrame)       # as from `unsure_table`, of confidence at this temperature
 
     @property
     def accuracy(self) -> float: return self.scores['accuracy']
+
+    @property
+    def headline(self) -> str:
+        "The accuracy in a sentence."
+        low, high = self.intervals.get('accuracy', (np.nan, np.nan))
+        return f'{self.stage}: {self.accuracy:.1%} right ({low:.1%} to {high:.1%}) of {self.n:,} pictures ({self.split}).'
 
     @property
     def times(self) -> dict[str, tuple[float, float, float]]:  # chance → value, low, high
@@ -261,17 +268,30 @@ def to_dict(self: Metrics) -> dict:
         if (of := same.get(k, k)) in self.intervals: res[f'{k}_low'], res[f'{k}_high'] = self.intervals[of]
     for k, (value, low, high) in self.times.items(): res |= {f'chance_{k}': self.chance[k], f'times_{k}': value, f'times_{k}_low': low, f'times_{k}_high': high}
     tables = dict(per_class=self.per_class, per_group=self.per_group, unsure=self.unsure, calibration=self.calibration)
+    if (cv := self.cross_validated) is not None: res['cross_validated'] = cv.brief()
     return res | dict(temperature=self.temperature, test_looks=self.looks) | {k: [] if t is None else t.to_dict('records') for k, t in tables.items()}
+
+@patch
+def brief(self: Metrics) -> dict:
+    "The little that another result says of this one."
+    few = {k: v for k, v in self.to_dict().items() if k.startswith(('accuracy', 'balanced_accuracy', 'macro_f1'))}
+    return dict(stage=self.stage, split=self.split, n=self.n, sentence=self.headline) | few
+
+def how_often(n: int) -> str: return f'{n:,} time' + 's'*(n != 1)
 
 @patch
 def __str__(self: Metrics) -> str:
     rows = [dict(measure=k.replace('_', ' '), value=v, low=self.intervals.get(k, (None, None))[0], high=self.intervals.get(k, (None, None))[1])
             for k, v in self.scores.items()]
     times = ', '.join(f'{v:.1f} ({low:.1f}–{high:.1f}) times {k} ({self.chance[k]:.3f})' for k, (v, low, high) in self.times.items())
-    looks = f' Test was looked at {self.looks} times.' if self.split == 'test' else ''
+    looks = f' Test was looked at {how_often(self.looks)}.' if self.split == 'test' and self.looks else ''
     few = int((~self.per_class.enough & (self.per_class.n > 0)).sum())
     few = f' {few} of {len(self.per_class)} classes have fewer than {ENOUGH} pictures here: too few to say anything about them.' if few else ''
-    return f'{self.stage} on {self.n} {self.split} pictures, 95 % intervals\n\n{table_text(rows)}\n\nAccuracy is {times}.{looks}{few}'
+    some = self.unsure.iloc[1::2].head(3)
+    unsure = [f'below {r.threshold:.2f} {r.share:.0%} are answered, {r.accuracy:.1%} of them rightly ({r.low:.1%}–{r.high:.1%})' for r in some.itertuples()]
+    unsure = f' Saying unsure (confidence at temperature {self.temperature:.2f}): {"; ".join(unsure)}.' if unsure else ''
+    small = '' if self.cross_validated is None else f'Few pictures, so the headline is a grouped cross-validation. {self.cross_validated.headline} Test is not among them.\n\n'
+    return small + f'{self.stage} on {self.n} {self.split} pictures, 95 % intervals\n\n{table_text(rows)}\n\nAccuracy is {times}.{looks}{few}{unsure}'
 
 # %% ../nbs/46_metrics.ipynb #a4358ad5
 def _bootstrapped(true: np.ndarray, pred: np.ndarray, c: int, loss: np.ndarray, confidences: dict[str, np.ndarray], times: int) -> tuple[dict, np.ndarray]:
@@ -355,7 +375,7 @@ def metrics_of(
     share = np.bincount(true)/n
     chance = dict(uniform=1/len(classes), prior=float((share**2).sum()), majority=float(share.max()))
     return Metrics(stage, split, n, scores, intervals, chance, _per_class(counts, every, f1), counts, every, temperature=temperature,
-                   per_group=group_scores(counts, every, groups) if groups else None, calibration=calibration_table(confidence, right), unsure=unsure_table(confidence, right))
+                   per_group=group_scores(counts, every, groups) if groups else None, calibration=calibration_table(confidence, right), unsure=unsure_table(tempered, right))
 
 # %% ../nbs/46_metrics.ipynb #28090222
 def most_confused(

@@ -120,13 +120,13 @@ def matrix_svg(
         title = f'{names[i]} → {names[j]}: {counts[i, j]} of {n[i]} ({share[i, j]:.1%})'
         at, top = left + side*j, left + side*i
         cell = Markup('<title>{}</title><rect x="{:.1f}" y="{:.1f}" width="{}" height="{}" rx="2" class="{}" fill-opacity="{:.2f}"/>').format(
-            title, at, top, side - 1.5, side - 1.5, 'ok' if i == j else 'no', .12 + .6*share[i, j]**.7)
+            title, at, top, side - 1.5, side - 1.5, 'ok' if i == j else 'no', .22 + .7*share[i, j]**.7)
         if c <= 30: cell += Markup('<text x="{:.1f}" y="{:.1f}" text-anchor="middle">{}</text>').format(at + .5*side - .7, top + .5*side + .35*font - .7, counts[i, j])
         linked = Markup('<a href="#m-{0}-{1}" data-i="{0}" data-j="{1}" aria-label="{2}">{3}</a>').format(i, j, title, cell)
         out.append(linked if (i, j) in links else Markup('<g>{}</g>').format(cell))
     size = left + side*c + 2
     return Markup('<svg viewBox="0 0 {0:.0f} {0:.0f}" width="{3:.0f}" font-size="{1}" class="matrix" role="group" aria-label="Confusion matrix">{2}</svg>').format(
-        size, font, Markup('').join(out), 1.25*size if c <= 12 else size)
+        size, font, Markup('').join(out), size*(1.25 if c <= 12 else 1 if c <= 30 else 1.3))
 
 # %% ../nbs/49_page.ipynb #9ebb850c
 def page(

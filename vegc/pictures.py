@@ -21,7 +21,7 @@ from matplotlib.offsetbox import AnnotationBbox, OffsetImage
 from .dataset import ImageDataset
 from .fonts import Lettering, lettering
 from .images import ImageProblem, load_rgb
-from .plots import GREY, RED, finish, new_axes
+from .plots import GREY, RED, finish, move_apart, new_axes
 
 # %% ../nbs/52_pictures.ipynb #87431200
 @dataclass
@@ -47,13 +47,13 @@ def draw_tiles(
     px: int=160,           # long side of the pictures as drawn
 ) -> Axes:
     "Rows of tiles in one Axes."
-    wide, tall = max((len(tiles) for _, tiles in rows), default=0), 1 + .17*lines/size + .06
-    left = .075*max((len(str(label)) for label, _ in rows), default=0) + .1
+    wide, tall = max((len(tiles) for _, tiles in rows), default=0), 1 + .125*lines/size + .08
+    left = .075*max((len(line) for label, _ in rows for line in str(label).split('\n')), default=0) + .1
     ax = new_axes(ax, size*max(wide, 1) + left, size*tall*max(len(rows), 1) + .45)
     for j, (label, tiles) in enumerate(rows):
         ax.text(-.08, j*tall + .5, label, ha='right', va='center', fontsize=9)
         for i, tile in enumerate(tiles): _draw_tile(ax, tile, i, j*tall, px)
-    ax.set(xlim=(0, max(wide, 1)), ylim=(max(len(rows), 1)*tall, 0), aspect='equal', xticks=[], yticks=[])
+    ax.set(xlim=(0, max(wide, 1)), ylim=(max(len(rows), 1)*tall, 0), aspect='equal', xticks=[], yticks=[], anchor='NW')  # in the corner of its place: else the layout misjudges what stands left of it
     ax.spines[:].set_visible(False)
     return ax
 
@@ -66,7 +66,7 @@ def _draw_tile(ax: Axes, tile: Tile, x: float, y: float, px: int) -> None:
         h, w = im.shape[0]/max(im.shape[:2])*.94, im.shape[1]/max(im.shape[:2])*.94
         extent = (x + .5 - w/2, x + .5 + w/2, y + .5 + h/2, y + .5 - h/2)
         ax.imshow(im, extent=extent)
-        if tile.heat is not None: ax.imshow(tile.heat, extent=extent, cmap='inferno', alpha=.45, interpolation='bilinear', vmin=0, vmax=1)
+        if tile.heat is not None: ax.imshow(tile.heat, extent=extent, cmap='inferno', alpha=.08 + .52*tile.heat, interpolation='bilinear', vmin=0, vmax=1)
     ax.text(x + .03, y + 1.0, tile.caption, ha='left', va='top', fontsize=7, color=tile.colour, linespacing=1.15)
 
 # %% ../nbs/52_pictures.ipynb #a3d0accd
@@ -203,13 +203,14 @@ def plot_embedding(
     wrong = (table.label != table.predicted_label).to_numpy()
     ax.scatter(*xy.T, s=5, color=np.where(wrong, RED, GREY))
     for i in sparse_places(xy, cells): _thumbnail(ax, Path(root)/table.path.iloc[i], xy[i], RED if wrong[i] else GREY, cells)
-    for c in classes:
-        here = np.median(xy[(table.label == c).to_numpy()], axis=0)
-        ax.text(*here, write(c), ha='center', va='center', fontsize=9, weight='bold', zorder=6, bbox=dict(boxstyle='round,pad=.2', fc='white', ec='none', alpha=.75))
+    middle = {c: np.median(xy[(table.label == c).to_numpy()], axis=0) for c in classes}
+    texts = [ax.text(*at, write(c), ha='center', va='center', fontsize=9, weight='bold', zorder=6, bbox=dict(boxstyle='round,pad=.2', fc='white', ec='none', alpha=.75)) for c, at in middle.items()]
     ax.set(xticks=[], yticks=[], title='What lies together looks alike to the model')
     ax.spines[:].set_visible(False)
     places = table[['path', 'label', 'predicted_label']].assign(x=xy[:, 0], y=xy[:, 1])
-    return finish(ax, places, f'Map of {len(table)} pictures of {len(classes)} classes by similarity; {int(wrong.sum())} mistakes are marked.', write)
+    finish(ax, places, f'Map of {len(table)} pictures of {len(classes)} classes by similarity; {int(wrong.sum())} mistakes are marked.', write)
+    move_apart(ax, texts, lines=False)
+    return ax
 
 def _thumbnail(ax: Axes, path: Path, at: np.ndarray, colour: str, cells: int) -> None:
     im = _pixels(path, 48)

@@ -5,24 +5,27 @@
 # %% auto #0
 __all__ = ['BLUE', 'RED', 'GREEN', 'YELLOW', 'GREY', 'new_axes', 'finish', 'table_of', 'alt_of', 'as_html', 'plot_classes',
            'plot_history', 'plot_lr', 'confusion_order', 'plot_confusion', 'plot_most_confused', 'plot_per_class',
-           'spread_out', 'plot_precision_recall', 'plot_reliability', 'plot_accuracy_by_n']
+           'spread_out', 'plot_precision_recall', 'move_apart', 'plot_reliability', 'plot_accuracy_by_n',
+           'plot_methods']
 
 # %% ../nbs/51_plots.ipynb #2b9a3d95
 import base64
 import html
 import io
+import unicodedata
 from collections.abc import Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.text import Text
 from matplotlib.ticker import PercentFormatter
 from scipy.cluster.hierarchy import leaves_list, linkage, optimal_leaf_ordering
 from scipy.spatial.distance import squareform
 
 from .core import UsageError
-from .fonts import Lettering, apply_lettering, lettering
+from .fonts import Lettering, apply_lettering, lettering, short_signs
 from .metrics import ENOUGH, Metrics, most_confused
 
 # %% ../nbs/51_plots.ipynb #e843f4e2
@@ -44,10 +47,20 @@ def finish(
     alt: str,                        # what it says, for people and programs that do not see it
     write: Lettering | None=None,    # fonts for its texts
 ) -> Axes:
-    "Keep a plot's table and its text with it, and set its fonts."
+    "Keep a plot's table and its text with it, and set its fonts. Names that had to be replaced are told in the text."
     if write is not None: apply_lettering(ax, write)
-    ax.vegc_table, ax.vegc_alt = table, alt
+    ax.vegc_table, ax.vegc_alt = table, alt if write is None or not write.legend else f'{alt} {write.told}'
     return ax
+
+def _room(names: Sequence[str], size: float=10) -> float:
+    "Inches that the longest of these names takes at a font size; letters of East Asia are twice as wide."
+    wide = lambda text: sum(2 if unicodedata.east_asian_width(ch) in 'WF' else 1 for ch in text)  # noqa: E731
+    return .0088*size*max(map(wide, names), default=0)
+
+def _rows(ax: Axes, names: Sequence[str]) -> None:
+    "A name for each bar, from below, and no empty room above and below them."
+    ax.set_yticks(range(len(names)), names)
+    ax.set_ylim(-.6, max(len(names), 1) - .4)
 
 # %% ../nbs/51_plots.ipynb #688fd3a6
 def table_of(
@@ -83,11 +96,14 @@ def plot_classes(
 ) -> Axes:
     "Pictures a class and split, the largest class on top."
     counts = counts.loc[counts.sum(axis=1).sort_values(kind='stable').index]
-    ax, left, write = new_axes(ax, 6, .28*len(counts) + 1), np.zeros(len(counts)), lettering(counts.index.astype(str), names)
+    left, write = np.zeros(len(counts)), lettering(counts.index.astype(str), names)
+    shown = [write(c) for c in counts.index.astype(str)]
+    ax = new_axes(ax, max(6, 4.5 + _room(shown)), .28*len(counts) + 1)
     for part, colour in zip(('train', 'valid', 'test', 'none'), (BLUE, YELLOW, RED, GREY), strict=True):
         if part not in counts: continue
-        ax.barh([write(c) for c in counts.index.astype(str)], counts[part], left=left, color=colour, label=part)
+        ax.barh(range(len(counts)), counts[part], left=left, color=colour, label=part)
         left += counts[part].to_numpy()
+    _rows(ax, shown)
     ax.set(xlabel='pictures', title='Pictures by class and split')
     ax.legend(frameon=False, fontsize='small', loc='upper left', bbox_to_anchor=(1, 1))  # beside the bars, not on them
     total = counts.sum(axis=1)
@@ -109,21 +125,16 @@ def plot_history(
     axes[0].set(title='Loss', xlabel='epoch')
     axes[0].legend(frameon=False)
     axes[1].plot(x, h.accuracy, color=BLUE, marker='.')
-    axes[1].set(title='Accuracy on valid', xlabel='epoch')
+    axes[1].set(title='Accuracy on valid' + (f': best {best["accuracy"]:.3f}' if best else ''), xlabel='epoch')
     n_frozen = int((h.part == 'frozen').sum())
     for ax in axes:
         ax.spines[['top', 'right']].set_visible(False)
         if 0 < n_frozen < len(h): ax.axvline(n_frozen + .5, color=GREY, ls=':', lw=1)
         ax.xaxis.get_major_locator().set_params(integer=True)
-    if best: _mark_best(axes[1], history, best)
+    if best: axes[1].plot(next(i for i, r in enumerate(history, 1) if r == best), best['accuracy'], 'o', mfc='none', color=RED, ms=9)
     alt = f'{len(h)} epochs, {n_frozen} of them frozen: loss on valid from {h.valid_loss.iloc[0]:.2f} to {h.valid_loss.iloc[-1]:.2f}, accuracy from {h.accuracy.iloc[0]:.3f} to {h.accuracy.iloc[-1]:.3f}'
     for ax in axes: finish(ax, h, alt + (f', best {best["accuracy"]:.3f}.' if best else '.'))
     return axes
-
-def _mark_best(ax: Axes, history: list[dict], best: dict) -> None:
-    at = next(i for i, r in enumerate(history, 1) if r == best)
-    ax.plot(at, best['accuracy'], 'o', mfc='none', color=RED, ms=9)
-    ax.annotate(f'best {best["accuracy"]:.3f}', (at, best['accuracy']), (0, -16), textcoords='offset points', ha='center', color=RED)
 
 # %% ../nbs/51_plots.ipynb #afd28efd
 def plot_lr(
@@ -137,6 +148,11 @@ def plot_lr(
     if chosen: ax.axvline(chosen, color=RED, ls=':', label=f'{chosen:.1e}')
     ax.set(xscale='log', xlabel='learning rate', ylabel='loss', title='Rate finder')
     if chosen: ax.legend(frameon=False)
+    if curve.loss.notna().sum() < 2: return finish(ax, curve, 'The rate finder stopped before it had a curve.')
+    before = curve.loss.iloc[:int(curve.loss.argmin()) + 1]
+    low, high = before.min(), before.max()
+    pad = .3*(high - low) or 1.
+    ax.set_ylim(low - .3*pad, high + pad)  # where it flies off is known without the height
     return finish(ax, curve, f'Loss against learning rate from {curve.lr.min():.1e} to {curve.lr.max():.1e}' + (f'; {chosen:.1e} was taken.' if chosen else '.'))
 
 # %% ../nbs/51_plots.ipynb #4349a3a8
@@ -189,13 +205,14 @@ def plot_confusion(
     of = [(groups or {}).get(k, '') for k in m.classes]
     at = confusion_order(m.counts, 'confused' if len(m.classes) > most else order, of)[:most]
     counts, share, classes, c = m.counts[np.ix_(at, at)], (m.counts/np.maximum(m.counts.sum(1, keepdims=True), 1))[np.ix_(at, at)], [m.classes[i] for i in at], len(at)
-    write, side = lettering(m.classes, names), min(13., max(3.5, .42*c + 1.6))
-    ax = new_axes(ax, side, side)
+    write, size = lettering(m.classes, names), 9 if c <= 25 else 7 if c <= 60 else 5.5
+    shown = [write(k) for k in classes]
+    side = min(11.4, max(2., .42*c)) + .5 + _room(shown, size)
+    ax = new_axes(ax, side, side + .1)
     worst = _paint(ax, counts, share)
     if c <= 25: _cell_texts(ax, counts, share, shares, worst)
-    size = 9 if c <= 25 else 7 if c <= 60 else 5.5
-    ax.set_xticks(range(c), [write(k) for k in classes], rotation=90, fontsize=size)
-    ax.set_yticks(range(c), [write(k) for k in classes], fontsize=size)
+    ax.set_xticks(range(c), shown, rotation=90, fontsize=size)
+    ax.set_yticks(range(c), shown, fontsize=size)
     if order in ('auto', 'superclass'): _group_lines(ax, [of[i] for i in at])
     rest = f', {c} of {len(m.classes)} classes: the most confused' if c < len(m.classes) else ''
     ax.set(xlabel='predicted', ylabel='true', title=f'{m.stage} on {m.n} {m.split} pictures{rest}')
@@ -211,6 +228,9 @@ def _paint(ax: Axes, counts: np.ndarray, share: np.ndarray) -> float:
     worst = max(.3, share[~right].max(initial=0))
     ax.imshow(np.where(right, share, np.nan), cmap='Blues', vmin=0, vmax=1.15)
     ax.imshow(np.where(right | (counts == 0), np.nan, share), cmap='Reds', vmin=0, vmax=worst)
+    if len(counts) > 12:  # lines that lead the eye from a cell to its names
+        for k in range(0, len(counts), 1 if len(counts) <= 60 else 2):
+            for line in (ax.axhline, ax.axvline): line(k, color='#e8e8e8', lw=.6, zorder=-1)
     return worst
 
 def _cell_texts(ax: Axes, counts: np.ndarray, share: np.ndarray, shares: bool, worst: float) -> None:
@@ -234,13 +254,13 @@ def plot_most_confused(
 ) -> Axes:
     "The k most frequent confusions, ordered by their share of the true class, with exact intervals."
     t, write = most_confused(m).head(k).sort_values('rate', kind='stable'), lettering(m.classes, names)
-    ax = new_axes(ax, 6, .3*len(t) + 1)
-    y = np.arange(len(t))
+    shown, y = [write.pair(a, b) for a, b in zip(t.label, t.predicted_label, strict=True)], np.arange(len(t))
+    ax = new_axes(ax, max(6, 3.8 + _room(shown)), .3*len(t) + 1)
     ax.barh(y, t.rate, color=RED)
     ax.errorbar(t.rate, y, xerr=[t.rate - t.low, t.high - t.rate], fmt='none', ecolor='#444444', lw=1)
-    ax.set_yticks(y, [write.pair(a, b) for a, b in zip(t.label, t.predicted_label, strict=True)])
+    _rows(ax, shown)
     for i, (n, count, high) in enumerate(zip(t.n, t['count'], t.high, strict=True)): ax.text(high, i, f'  {count} of {n}', va='center', fontsize=8)
-    ax.xaxis.set_major_formatter(PercentFormatter(1))
+    ax.xaxis.set_major_formatter(PercentFormatter(1, 0))
     ax.set(xlabel='share of the true class, 95 %', title='Most confused', xlim=(0, t.high.max()*1.25 if len(t) else 1))
     top = t.iloc[::-1]
     alt = 'Bars, largest first: ' + '; '.join(f'{a} as {b} {r:.1%}' for a, b, r in zip(top.label, top.predicted_label, top.rate, strict=True)) + '.' if len(t) else 'Nothing was confused.'
@@ -254,13 +274,14 @@ def plot_per_class(
 ) -> Axes:
     "F1 of each class as bars, recall with its interval as a dot and line; the best on top, and pale where there are too few pictures to say."
     t, write = m.per_class[m.per_class.n > 0].sort_values('f1', kind='stable'), lettering(m.classes, names)
-    ax, y, enough = new_axes(ax, 6, .28*len(t) + 1), np.arange(len(t)), (t.n >= ENOUGH).to_numpy()
+    shown, y, enough = [write.beside(c, f'({n})') for c, n in zip(t['class'], t.n, strict=True)], np.arange(len(t)), (t.n >= ENOUGH).to_numpy()
+    ax = new_axes(ax, max(6, 4.5 + _room(shown)), .28*len(t) + 1)
     ax.barh(y, t.f1, color=[GREY if ok else '#eeeeee' for ok in enough], label='F1')
     for ok, alpha in ((True, 1.), (False, .35)):
         some, at = t[enough == ok], y[enough == ok]
         if len(some): ax.errorbar(some.recall, at, xerr=[some.recall - some.recall_low, some.recall_high - some.recall], fmt='o', ms=4, color=BLUE, lw=1.2, alpha=alpha,
                                   label='recall, 95 %' if ok else f'fewer than {ENOUGH}: too few to say')
-    ax.set_yticks(y, [f'{write(c)} ({n})' for c, n in zip(t['class'], t.n, strict=True)])
+    _rows(ax, shown)
     ax.set(xlim=(0, 1.02), xlabel='score', title=f'By class: {m.stage} on {m.split}')
     ax.legend(frameon=False, fontsize='small', loc='lower right', bbox_to_anchor=(1, 1), ncols=3)
     ax.title.set_ha('left')
@@ -292,22 +313,23 @@ def spread_out(
 # %% ../nbs/51_plots.ipynb #771ea9e7
 def plot_precision_recall(
     m: Metrics,
-    names: dict[str, str] | None=None,     # class → name; its first letters are the sign
+    names: dict[str, str] | None=None,     # class → name; its beginning is the sign
     *,
     glyphs: dict[str, str] | None=None,    # class → its own sign, as in classes.csv
     ax: Axes | None=None,
 ) -> Axes:
     "Precision against recall, each class as its own sign, none over another."
     t = m.per_class[m.per_class.n > 0].reset_index(drop=True)
-    sign = {c: (glyphs or {}).get(c) or str((names or {}).get(c, c))[:4 if len(t) <= 40 else 3] for c in t['class']}
-    ax, write = new_axes(ax, 6.5, 6), lettering(t['class'].tolist(), sign)
+    short = short_signs([(names or {}).get(c, c) for c in t['class']], 4 if len(t) <= 40 else 3)
+    sign = {c: (glyphs or {}).get(c) or s for c, s in zip(t['class'], short, strict=True)}
+    ax, write = new_axes(ax, 6.5, 6), lettering(t['class'].tolist(), sign, brief=True)
     low = max(0., float(np.nanmin([t.precision.min(), t.recall.min()], initial=1.)) - .08)
     ax.set(xlim=(low, 1.03), ylim=(low, 1.03), xlabel='recall', ylabel='precision', title=f'Precision and recall: {m.stage} on {m.split}')
     ax.plot([low, 1], [low, 1], color=GREY, lw=.8, ls=':')
     texts = [ax.text(r, p, write(c), ha='center', va='center', fontsize=10 if len(t) <= 60 else 7, color=BLUE if n >= ENOUGH else '#888888')
              for r, p, c, n in zip(t.recall, t.precision, t['class'], t.n, strict=True)]
     finish(ax, t, _pr_alt(t), write)
-    _move_apart(ax, texts)
+    move_apart(ax, texts)
     return ax
 
 def _pr_alt(t: pd.DataFrame) -> str:
@@ -316,8 +338,12 @@ def _pr_alt(t: pd.DataFrame) -> str:
     return text + ''.join(f'; farthest apart {r["class"]}: precision {r["precision"]:.2f}, recall {r["recall"]:.2f}' for r in far.to_dict('records')) + '.'
 
 # %% ../nbs/51_plots.ipynb #f8cd3317
-def _move_apart(ax: Axes, texts: list) -> None:
-    "Spread texts over the Axes, in pixels as drawn, with a thin line back to the point."
+def move_apart(
+    ax: Axes,
+    texts: Sequence[Text],
+    lines: bool=True,        # from a text that was moved back to its point
+) -> None:
+    "Spread texts over the Axes, as drawn, so that none covers another."
     fig = ax.get_figure(root=True)
     fig.draw_without_rendering()  # only now are places and sizes known
     renderer, to_pixel = fig.canvas.get_renderer(), ax.transData
@@ -326,7 +352,7 @@ def _move_apart(ax: Axes, texts: list) -> None:
     places = spread_out(points, np.array([[b.width + 3, b.height + 2] for b in boxes]).reshape(-1, 2), ax.bbox.extents)
     for t, at, point, box in zip(texts, places, points, boxes, strict=True):
         t.set_position(to_pixel.inverted().transform(at))
-        if np.hypot(*(at - point)) > .5*box.height:
+        if lines and (np.abs(at - point) > np.array([box.width, box.height])/2).any():  # else the point lies under its sign
             ax.annotate('', to_pixel.inverted().transform(point), to_pixel.inverted().transform(at), arrowprops=dict(arrowstyle='-', color=GREY, lw=.7, shrinkA=5, shrinkB=0), zorder=1)
             ax.plot(*to_pixel.inverted().transform(point), '.', color=GREY, ms=3, zorder=1)
 
@@ -341,8 +367,8 @@ def plot_reliability(
     ax.errorbar(t.confidence, t.accuracy, yerr=[t.accuracy - t.low, t.high - t.accuracy], fmt='none', ecolor=BLUE, lw=1)
     ax.scatter(t.confidence, t.accuracy, s=12 + 160*t.n/max(t.n.max(), 1), color=BLUE, zorder=3, clip_on=False)
     e, scaled = m.scores['calibration_error'], m.scores['calibration_error_scaled']
-    ax.set(xlim=(0, 1.02), ylim=(0, 1.02), xlabel='confidence', ylabel='accuracy, 95 %', aspect='equal', title=f'{m.stage} on {m.split}: calibration error {e:.3f}')
-    ax.text(.02, .97, f'{scaled:.3f} at temperature {m.temperature:.2f}', va='top', fontsize=9)
+    ax.set(xlim=(0, 1.02), ylim=(0, 1.02), xlabel='confidence', ylabel='accuracy, 95 %', aspect='equal')
+    ax.set_title(f'{m.stage} on {m.split}: calibration error {e:.3f},\n{scaled:.3f} at temperature {m.temperature:.2f}', fontsize='medium')
     sure = 'surer than it is right' if (t.n*(t.confidence - t.accuracy)).sum() > 0 else 'less sure than it could be'
     return finish(ax, t, f'Accuracy against confidence in {len(t)} ranges: calibration error {e:.3f}, {scaled:.3f} after temperature {m.temperature:.2f}; it is {sure}.')
 
@@ -350,11 +376,44 @@ def plot_reliability(
 def plot_accuracy_by_n(
     curve: pd.DataFrame,          # n, accuracy, low, high, as from `accuracy_by_n`
     ax: Axes | None=None,
+    *,
+    ahead: pd.DataFrame | None=None,  # n, accuracy, low, high, as from `extrapolated`
 ) -> Axes:
-    "Accuracy against the number of training pictures, with exact intervals."
+    "Accuracy against the number of training pictures, with exact intervals; what is only predicted is dashed."
     ax = new_axes(ax, 5, 3.2)
     ax.fill_between(curve.n, curve.low, curve.high, color=BLUE, alpha=.18, lw=0)
     ax.plot(curve.n, curve.accuracy, color=BLUE, marker='o', ms=4)
     ax.set(xlabel='training pictures', ylabel='accuracy, 95 %', title='Would more pictures help?', ylim=(max(0, curve.low.min() - .05), 1.01))
     a, b = curve.iloc[0], curve.iloc[-1]
-    return finish(ax, curve, f'Accuracy {a.accuracy:.3f} with {a.n:.0f} training pictures, {b.accuracy:.3f} ({b.low:.3f} to {b.high:.3f}) with {b.n:.0f}.')
+    said = f'Accuracy {a.accuracy:.3f} with {a.n:.0f} training pictures, {b.accuracy:.3f} ({b.low:.3f} to {b.high:.3f}) with {b.n:.0f}.'
+    if ahead is not None:
+        ax.plot([b.n, *ahead.n], [b.accuracy, *ahead.accuracy], color=RED, ls=':', zorder=1)
+        ax.errorbar(ahead.n, ahead.accuracy, yerr=[ahead.accuracy - ahead.low, ahead.high - ahead.accuracy], fmt='o', mfc='white', ms=4, color=RED, lw=1.2, label='predicted')
+        ax.legend(frameon=False, loc='lower right')
+        said += ''.join(f' {r.accuracy:.3f} ({r.low:.3f} to {r.high:.3f}) predicted for {r.n:.0f}.' for r in ahead.itertuples())
+    return finish(ax, curve, said)
+
+# %% ../nbs/51_plots.ipynb #a21c38d1
+def plot_methods(
+    table: pd.DataFrame,          # method, a score with _low and _high, as from `baselines` or `compare_imbalance`
+    score: str='accuracy',
+    ax: Axes | None=None,
+) -> Axes:
+    "A score of several methods, the best on top; full dots differ from the method compared with by more than chance."
+    t = table.sort_values(score, kind='stable', ignore_index=True)
+    names = [m if not f else f'{m}, {f}' for m, f in zip(t.method, t.get('features', pd.Series('', t.index)).fillna(''), strict=True)]
+    ax, y, write = new_axes(ax, 6, .3*len(t) + 1), np.arange(len(t)), lettering(names)
+    known = 'difference_low' in t
+    base = t.difference.isna().to_numpy() if known else np.ones(len(t), bool)
+    clear = ((t.difference_low > 0) | (t.difference_high < 0)).to_numpy() if known else base
+    for rows, colour, fill in ((base, RED if known else BLUE, None), (clear & ~base, BLUE, None), (~clear & ~base, BLUE, 'white')):
+        some = t[rows]
+        if len(some): ax.errorbar(some[score], y[rows], xerr=[some[score] - some[f'{score}_low'], some[f'{score}_high'] - some[score]], fmt='o', ms=5, color=colour, mfc=fill or colour, lw=1.2)
+    ax.set_yticks(y, [write(n) for n in names])
+    note = '\nhollow: no detectable difference from the red one' if known and (~clear & ~base).any() else ''
+    said = score.replace('_', ' ').replace('f1', 'F1')
+    ax.set(xlabel=f'{said}, 95 %')
+    ax.set_title(f'{len(t)} methods on the same {t.n.iloc[0]} pictures{note}', fontsize='medium')
+    best, last = t.iloc[-1], t.iloc[0]
+    return finish(ax, t.iloc[::-1].reset_index(drop=True), f'{said[0].upper() + said[1:]} of {len(t)} methods: best {names[-1]} with {best[score]:.3f} ({best[f"{score}_low"]:.3f} to {best[f"{score}_high"]:.3f}), '
+                  f'last {names[0]} with {last[score]:.3f}.', write)

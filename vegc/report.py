@@ -8,6 +8,7 @@ __all__ = ['worst_pictures', 'flagged_pictures', 'report']
 # %% ../nbs/53_report.ipynb #264b150f
 import os
 from collections import Counter
+from datetime import datetime
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from .evaluate import compare, evaluate, linear_predictions, predictions, test_l
 from .fetch import tool
 from .health import advice, by_picture, class_facts, copy_groups, funnel, has_issue, label_ceiling, second_opinion, shared_pairs
 from .issues import saved_issues
-from .metrics import ENOUGH, Metrics, most_confused, paired, share_interval, share_intervals
+from .metrics import ENOUGH, Metrics, how_often, most_confused, paired, share_interval, share_intervals
 from .page import Thumbnails, curve_svg, matrix_svg, page, reliability_svg
 from .plots import confusion_order
 from .train import overfit_since, stage_info, stages
@@ -239,7 +240,7 @@ def _why(dataset: ImageDataset, m: Metrics, facts: pd.DataFrame) -> dict:
     said = f'Over {k} classes recall goes along with {said}.' if said else f'Over {k} classes nothing that was asked goes along with recall more than chance would.'
     number = lambda v: '' if pd.isna(v) else f'{v:+.2f}'  # noqa: E731
     rows = [dict(factor=r.factor.replace('_', ' '), classes=r.classes, effect=number(r.effect), partial=number(r.partial),
-                 **{q: '' if pd.isna(v := getattr(r, q)) else f'{v:.3f}' for q in ('p', 'p_holm', 'partial_p')}) for r in t.itertuples()]
+                 **{q: '' if pd.isna(v := getattr(r, q)) else '< 0.001' if v < .001 else f'{v:.3f}' for q in ('p', 'p_holm', 'partial_p')}) for r in t.itertuples()]
     return dict(rows=rows, sentence=said + lists, note='Effect: rank correlation for numbers, for names the share of the spread of ranks that lies between them. p: permutation tests; “all questions” allows for '
                 'having asked several (Holm). What goes along with something need not be its cause.')
 
@@ -280,10 +281,16 @@ def _stage_facts(dataset: ImageDataset, stage: str, before: str | None, thumbs: 
 def _card(dataset: ImageDataset, info, split: str, m: Metrics) -> dict[str, str]:
     "What this run was."
     trained, same = f'{info.counts.get("train", 0):,} pictures', info.fingerprint == dataset.fingerprint()
-    return {'stage': f'{info.stage}, made {info.created}' + (f', from {info.start}' if info.start else ''), 'body': f'{info.arch} at {info.size[0]}×{info.size[1]} px', 'trained on': f'{trained}, {info.labels} labels, seed {info.seed}',
+    return {'stage': f'{info.stage}, made {info.created}' + (f', from {info.start}' if info.start else ''), 'training took': _took(info.started, info.created), 'body': f'{info.arch} at {info.size[0]}×{info.size[1]} px', 'trained on': f'{trained}, {info.labels} labels, seed {info.seed}',
             'epochs': ', '.join(f'{sum(r["part"] == p for r in info.history)} {p}' for p in ('frozen', 'unfrozen')), 'judged on': f'{m.n:,} {split} pictures, current labels',
-            'test was looked at': f'{test_looks(dataset)} times' + (', this page included' if split == 'test' else ''), 'dataset': f'{info.dataset}, fingerprint {info.fingerprint}' + ('' if same else f' when trained, {dataset.fingerprint()} now'),
+            'test was looked at': (how_often(test_looks(dataset)) if test_looks(dataset) else 'never') + (', this page included' if split == 'test' else ''), 'dataset': f'{info.dataset}, fingerprint {info.fingerprint}' + ('' if same else f' when trained, {dataset.fingerprint()} now'),
             'pictures came': _fetched(dataset), 'versions': ', '.join(f'{k} {v}' for k, v in info.versions.items()), 'this page': tool()}
+
+def _took(started: str, ended: str) -> str:
+    "Between two times as `utc_now` writes them; with what came before it, a run that was stopped took longer."
+    if not started: return 'not written down'
+    seconds = (datetime.fromisoformat(ended) - datetime.fromisoformat(started)).total_seconds()
+    return f'{seconds:.0f} seconds' if seconds < 120 else f'{seconds/60:.0f} minutes'
 
 def _fetched(dataset: ImageDataset) -> str:
     "Between which days."

@@ -45,9 +45,11 @@ class StageInfo:
     start: str | None = None         # the stage that this one started from
     channels: int = 3                # of the body's first layer
     suggested_lr: float | None = None  # of the last `suggest_lr`
+    bf16: bool = False               # the unfrozen part was computed in bfloat16 on a CPU
     recipe: str = ''                 # hash of everything that decides the frozen part
     versions: dict[str, str] = field(default_factory=dict)
     created: str = ''
+    started: str = ''                # when the run that made it began, or went on
     schema: int = 1
 
     def to_dict(self) -> dict:
@@ -65,7 +67,7 @@ def new_stage(
     train = it[it.split == 'train']
     return StageInfo('', arch, classes, source.size, source.labels, source.dataset.config.seed, source.dataset.config.name,
                      source.dataset.fingerprint(), {k: int(v) for k, v in it.split.value_counts().items()},
-                     train.sha256.tolist(), sorted(set(train.duplicate_group.dropna())), versions=_versions())
+                     train.sha256.tolist(), sorted(set(train.duplicate_group.dropna())), versions=_versions(), started=utc_now())
 
 def _versions() -> dict[str, str]:
     return {p: version(p) for p in ('torch', 'torchvision', 'fastai', 'pillow')} | dict(python=platform.python_version(), machine=platform.machine())

@@ -1,0 +1,135 @@
+"""How sure a suggestion is, on labels planted wrong; scores and probabilities from elsewhere."""
+import numpy as np
+import pandas as pd
+import pytest
+from cleanlab.rank import get_label_quality_scores
+from PIL import Image
+
+from vegc.clean import clean, reason
+from vegc.core import UsageError
+from vegc.dataset import ImageDataset, manifest_frame, write_manifest
+from vegc.issues import class_posterior, find_issues, fit_label_noise, out_of_fold
+
+K = 6
+
+
+def clouds(seed, n=3000, noise=.08, similar=False, apart=3.2):
+    "Features of overlapping classes of unequal size, true labels, and labels some of which are wrong: any other class, or only the next one."
+    rng = np.random.default_rng(seed)
+    true = rng.choice(K, n, p=np.array([5, 4, 3, 3, 2, 1])/18)
+    x = (rng.normal(size=(n, 16)) + apart*np.eye(K, 16)[true]).astype(np.float32)
+    slip = 1 if similar else rng.integers(1, K, n)
+    return x, true, np.where(rng.random(n) < noise, (true + slip) % K, true)
+
+
+def suggestions(x, true, given, c=.05):
+    "For each label that the folds dispute: the chance that the suggestion is right, whether it is, and the plain probability."
+    p = out_of_fold(x, given, np.arange(len(x)), folds=5, c=c)
+    best, rows = p.argmax(1), np.arange(len(x))
+    asked = best != given
+    return class_posterior(p, given, *fit_label_noise(p, given))[rows, best][asked], (best == true)[asked], p[rows, best][asked]
+
+
+def miss(said, right):
+    "Expected calibration error, ten bins."
+    part = np.minimum((said*10).astype(int), 9)
+    return sum(abs(said[part == b].sum() - right[part == b].sum()) for b in range(10))/len(said)
+
+
+@pytest.mark.parametrize('noise', [.04, .08, .15])
+def test_nine_in_ten_of_what_is_ninety_per_cent_sure_is_right(noise):
+    "Pooled over plantings, at the top and all along; the plain probability is not fit for that."
+    chance, right, plain = map(np.concatenate, zip(*(suggestions(*clouds(seed, noise=noise)) for seed in range(4)), strict=True))
+    sure = chance >= .9
+    assert sure.sum() >= 100 and right[sure].mean() >= .9 and abs(right[sure].mean() - chance[sure].mean()) < .05
+    for low, high in ((0, .2), (.2, .5), (.5, .9)):
+        some = (chance >= low) & (chance < high)
+        assert some.sum() >= 40 and abs(right[some].mean() - chance[some].mean()) < .1, (low, some.sum(), chance[some].mean(), right[some].mean())
+    assert miss(plain, right) > .1 > .05 > miss(chance, right)
+
+
+def test_slips_between_two_classes_make_it_careful_not_bold():
+    chance, right, _ = map(np.concatenate, zip(*(suggestions(*clouds(seed, similar=True)) for seed in range(4)), strict=True))
+    assert right[chance >= .9].mean() >= .9 and right[chance >= .5].mean() >= chance[chance >= .5].mean() - .03
+
+
+def test_without_wrong_labels_nothing_is_sure():
+    x, true, _ = clouds(9)
+    chance, _, _ = suggestions(x, true, true)
+    assert (chance >= .9).sum() == 0
+
+
+def test_a_few_sure_mistakes_do_not_make_the_probabilities_look_unsure():
+    "Fitted without a share of wrong labels, the temperature would rise with every planted mistake."
+    x, true, given = clouds(3, noise=.15)
+    p = out_of_fold(x, true, np.arange(len(x)), folds=5, c=.05)
+    honest, planted = fit_label_noise(p, true), fit_label_noise(p, given)
+    assert abs(planted[0] - honest[0]) < .1 and honest[1] < .02 and abs(planted[1] - (true != given).mean()) < .02
+
+
+@pytest.fixture
+def ds(tmp_path):
+    "Two hundred and forty drawn pictures, every eleventh under the next class."
+    ds, rng, rows = ImageDataset(tmp_path / 'ds', subject='objects'), np.random.default_rng(0), []
+    for i in range(240):
+        label, path = (i % 3 + (i % 11 == 0)) % 3, f'images/{i:03}.png'
+        (ds.path / 'images').mkdir(exist_ok=True)
+        Image.fromarray(rng.integers(0, 255, (64, 64, 3), dtype=np.uint8)).save(ds.path / path)
+        rows.append(dict(key=str(i), url=f'u{i}', given_label='abc'[label], status='review' if i == 200 else 'ok', path=path, sha256=f'{i:016x}', width=64, height=64,
+                         split=['train', 'valid', 'test'][i % 5 % 3]))
+    write_manifest(ds.manifest_path, manifest_frame(rows))
+    return ds
+
+
+def numbers(issues): return issues.path.str[-7:-4].astype(int).to_numpy()
+
+
+def test_scores_and_probabilities_from_elsewhere(ds):
+    "The label score is cleanlab's self-confidence on the same probabilities, and cleanlab's other scores rank the labels when handed in."
+    rng, n = np.random.default_rng(1), 240
+    x = rng.normal(size=(n, 8)) + 4*np.eye(3, 8)[np.arange(n) % 3]
+    p = rng.dirichlet([1, 1, 1], n)*.3 + .7*np.eye(3)[np.arange(n) % 3]
+    y = ds.stored().label.map('abc'.index).to_numpy()
+    mine = find_issues(ds, pred_probs=p, features=x)
+    known = numbers(mine) != 200
+    ours, theirs = mine.label_score.to_numpy()[known], get_label_quality_scores(y, p, method='self_confidence')[numbers(mine)][known]
+    assert np.allclose(ours, theirs)
+    assert (mine.predicted_label.to_numpy() == np.array(list('abc'))[p.argmax(1)][numbers(mine)]).all()
+    margin = get_label_quality_scores(y, p, method='normalized_margin')
+    own = find_issues(ds, pred_probs=p, features=x, label_scores=margin)
+    assert np.allclose(own.label_score, margin[numbers(own)])
+    label_queue = [i for i in np.argsort(margin, kind='stable') if i != 200]
+    assert set(label_queue[:20]) <= set(numbers(own)[:36]), 'the worst by the scores handed in come first'
+    assert set(numbers(mine)[:30]) >= set(range(0, 240, 11)) - {200}
+
+
+def test_what_is_handed_in_is_checked(ds):
+    x, p = np.random.default_rng(0).normal(size=(240, 8)), np.full((240, 3), 1/3)
+    nan = p.copy()
+    nan[3, 1] = np.nan
+    for more, said in [(dict(pred_probs=p[:9]), r'pred_probs has shape \(9, 3\)'), (dict(pred_probs=p*2), 'sum to 1'), (dict(pred_probs=nan), 'sum to 1'), (dict(features=x[:7]), 'features has 7 rows'),
+                       (dict(label_scores=np.zeros(5)), 'label_scores must be 240'), (dict(label_scores=[*[0.]*239, np.inf]), 'label_scores must be 240')]:
+        with pytest.raises(UsageError, match=said): find_issues(ds, **(dict(features=x) | more))
+    assert not (ds.path / 'predictions/issues.parquet').exists()
+
+
+def test_rules_act_on_the_chance_and_say_it(ds):
+    "`auto` at .9 relabels what is right with that chance or more, train and valid only; of planted mistakes nearly all such are right."
+    n = 240
+    rng = np.random.default_rng(2)
+    x = rng.normal(size=(n, 8)).astype(np.float32) + 6*np.eye(3, 8)[np.arange(n) % 3]
+    issues = find_issues(ds, features=x)
+    done = clean(ds, auto=.9)
+    moved = done[done.action == 'relabel']
+    number = moved.path.str[-7:-4].astype(int)
+    assert len(moved) >= 8 and (moved.label == ['abc'[i % 3] for i in number]).mean() >= .9
+    surest = issues.set_index('path').confidence[moved.path]
+    assert (surest >= .9).all() and not set(moved.path) & set(ds.images.path[ds.images.split == 'test'])
+    assert moved.why.str.match(r'right with a chance of (0\.9|1\.0)').all()
+    assert done.attrs['left_alone']['test pictures'] > 0
+
+
+def test_a_reason_promises_no_more_than_the_chance():
+    row = pd.Series(dict(given_label='a', predicted_label='b', label_score=.02, issue_types='label', confidence=.93, outlier=.5))
+    assert reason(row) == 'looks like b (93%), not a'
+    assert reason(row.replace(.93, .18)) == 'may be b (18%) rather than a'
