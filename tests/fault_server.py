@@ -134,7 +134,7 @@ class FaultServer:
     async def on_once_reset(self, request): return await self._cut(request, True) if self.first(request) else self.picture(request.raw_path)
     async def on_once_short(self, request): return await self._cut(request, False) if self.first(request) else self.picture(request.raw_path)
     async def on_no_length(self, request):  # HTTP/1.0 manner: the end of the connection is the end of the body, half-way
-        request.transport.write(b'HTTP/1.0 200 OK\r\nContent-Type: image/jpeg\r\n\r\n' + jpeg(2)[:1500])
+        request.transport.write(b'HTTP/1.0 200 OK\r\nContent-Type: image/jpeg\r\n\r\n' + jpeg(2, progressive=request.query_string == 'progressive')[:1500])
         request.transport.close()
         await asyncio.sleep(.01)
         return web.Response()
@@ -153,6 +153,12 @@ class FaultServer:
     async def on_not_gzip(self, request): return self.picture(request.raw_path, body=jpeg(5), headers={'Content-Encoding': 'gzip'})
     async def on_bomb(self, request): return self.picture(request.raw_path, body=bomb(100), headers={'Content-Encoding': 'gzip'})
     async def on_text_type(self, request): return self.picture(request.raw_path, content_type='text/html')
+    async def on_no_type(self, request):
+        body = jpeg(8)
+        request.transport.write(b'HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: %d\r\n\r\n' % len(body) + body)
+        request.transport.close()
+        await asyncio.sleep(.01)
+        return web.Response()
     async def on_html(self, request): return self.picture(request.raw_path, body=b'<!DOCTYPE html><title>no</title>')
     async def on_svg(self, request): return self.picture(request.raw_path, body=b'<svg xmlns="http://www.w3.org/2000/svg"/>', content_type='image/svg+xml')
     async def on_text(self, request): return self.picture(request.raw_path, body=b'not found')
@@ -163,6 +169,7 @@ class FaultServer:
     async def on_agent(self, request):
         return self.picture(request.raw_path) if 'Browser' in request.headers['User-Agent'] else web.Response(status=403)
     async def on_gone_picture(self, request): return self.picture(request.raw_path, body=jpeg(6))
+    async def on_usage(self, request): return self.picture(request.raw_path, headers={'Content-Usage': 'train-ai=n; exp, search=y'})
     async def on_blank(self, request):
         out = io.BytesIO()
         Image.new('RGB', (99, 99), 'white').save(out, 'JPEG')

@@ -2,7 +2,6 @@
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import ROOT  # noqa: F401
 from PIL import Image
 from scipy.stats import norm
 from sklearn.datasets import load_digits

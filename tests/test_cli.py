@@ -34,7 +34,7 @@ FUNCTIONS = {
     'split': ('vegc.split:split', {'as_json'}, set()),
     'train': ('vegc.train:train', {'as_json'}, set()),
     'evaluate': ('vegc.evaluate:evaluate', {'as_json', 'dataset', 'stage'}, {'dataset_or_model', 'stage_or_folder'}),
-    'find-issues': ('vegc.issues:find_issues', {'as_json', 'csv'}, {'pred_probs', 'features'}),
+    'find-issues': ('vegc.issues:find_issues', {'as_json', 'csv'}, {'pred_probs', 'label_scores', 'features'}),
     'clean': ('vegc.clean:clean', {'as_json', 'page', 'worst', 'limit'}, set()),
     'compare': ('vegc.evaluate:compare', {'as_json'}, set()),
     'demo': ('vegc.demo:demo', {'as_json'}, set()),

@@ -21,7 +21,7 @@ FAULTS = {
     '/once-503/a': ('ok', 2), '/once-500/a': ('ok', 2), '/status/503': ('http_503', 3),
     '/limited?wait=2': ('ok', 2), '/limited?wait=3600': ('rate_limited', 1), '/sick?wait=3600': ('http_503', 1), '/sick?wait=0': ('http_503', 3),
     '/never': ('timeout', 1), '/drip': ('deadline', 1),
-    '/reset': ('connection_reset', 3), '/short': ('incomplete', 3), '/once-reset': ('ok', 2), '/once-short': ('ok', 2), '/no-length': ('truncated', 1),
+    '/reset': ('connection_reset', 3), '/short': ('incomplete', 3), '/once-reset': ('ok', 2), '/once-short': ('ok', 2), '/no-length': ('truncated', 1), '/no-length?progressive': ('truncated', 1), '/no-type': ('ok', 1), '/usage': ('ok', 1),
     '/hops/5': ('ok', 1), '/hops/30': ('too_many_redirects', 1), '/slow-hops/30': ('deadline', 1), '/loop?a': ('redirect_loop', 1),
     '/to?http://10.0.0.8/a.jpg': ('blocked_address', 1), '/to?http://169.254.169.254/latest/meta-data': ('blocked_address', 1),
     '/to?http://localhost:PORT/secret-name': ('blocked_address', 1), '/to?http://127.0.0.2:PORT/secret-2': ('blocked_address', 1),
@@ -87,6 +87,9 @@ def test_what_came_is_recorded(run):
     assert (rows['/status/404']['http_status'], rows['/gzip']['http_status'], rows['/text-type']['content_type']) == (404, 200, 'text/html')
     assert rows['/plain']['fetched_at'].endswith('Z') and rows['/plain']['tool'].startswith('vegc')
     assert len(rows['/plain']['phash']) == len(rows['/plain']['sha256']) == 64
+
+
+def test_a_draft_of_a_signal_is_noted_and_decides_nothing(run): assert run[2]['/usage']['flags'] == 'content-usage train-ai=n, exp, search=y'
 
 
 def test_no_private_address_was_connected_to(run): assert not [p for p in run[0].asked if p.startswith('/secret')]

@@ -122,6 +122,21 @@ def test_what_is_drawn_is_the_table(dataset, table, m):
     ax = plot_top_losses(table, dataset.path, 5)
     assert table_of(ax).loss.tolist() == sorted(table.loss, reverse=True)[:5]
     assert [t.get_text().split('\n')[3] for t in ax.texts if 'loss' in t.get_text()] == [f'loss {v:.2f}' for v in table_of(ax).loss]
+    ax = plot_precision_recall(m, glyphs={c: c for c in m.classes})
+    assert table_of(ax)[['recall', 'precision']].equals(m.per_class[['recall', 'precision']]) and {t.get_text() for t in ax.texts} >= set(m.classes)
+    ax = plot_accuracy_by_n(CURVE)
+    assert ax.lines[0].get_ydata().tolist() == CURVE.accuracy.tolist() == table_of(ax).accuracy.tolist()
+    lr = pd.DataFrame(dict(lr=[1e-4, 1e-3, 1e-2], loss=[2., 1., 3.]))
+    assert np.array_equal(plot_lr(lr).lines[0].get_xydata(), lr) and table_of(plt.gca()).equals(lr)
+    ax = plot_samples(dataset, 3)
+    assert len(ax.images) == len(table_of(ax)) == 3*table_of(ax).label.nunique() and dataset.labels.set_index('path').label[table_of(ax).path].tolist() == table_of(ax).label.tolist()
+    (a, b), (c, d) = most_confused(m)[['label', 'predicted_label']].head(2).to_numpy().tolist()
+    ax = plot_confused(table, dataset.path, [(a, b), (c, d)], 50)
+    t = table[((table.label == a) & (table.predicted_label == b)) | ((table.label == c) & (table.predicted_label == d))]
+    assert sorted(table_of(ax).path) == sorted(t.path) and len(ax.images) == len(t) > 0
+    x = np.random.default_rng(0).normal(size=(len(table), 2))
+    ax = plot_embedding(table, x, dataset.path, xy=x)
+    assert np.allclose(table_of(ax)[['x', 'y']], x) and np.allclose(ax.collections[0].get_offsets(), x) and f'{int((table.label != table.predicted_label).sum())} mistakes' in alt_of(ax)
     all_wrong = table.assign(predicted_label=table.predicted_label.mask(table.label == 'ja', 'vi'))
     ax = plot_mistakes(all_wrong, dataset.path, 'ja', columns=6)
     assert sorted(table_of(ax).path) == sorted(table[table.label == 'ja'].path) and len(ax.images) == 20, 'all of them'
@@ -157,7 +172,8 @@ def test_the_rate_finder_shows_the_valley_and_not_the_explosion():
     lr = np.logspace(-6, 0, 50)
     ax = plot_lr(pd.DataFrame(dict(lr=lr, loss=2 - np.exp(-(np.log10(lr) + 2)**2) + 1e4*np.maximum(lr - .1, 0))), 1e-3)
     low, high = ax.get_ylim()
-    assert low < 1 and 2 < high < 3
+    assert low < 1.1 and 2 < high < 3
+    assert 'stopped before' in alt_of(plot_lr(pd.DataFrame(dict(lr=[], loss=[]), dtype=float), 2e-3))
 
 
 def test_text_of_a_plot_is_text_and_no_markup():

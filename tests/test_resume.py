@@ -3,6 +3,7 @@ import contextlib
 import errno
 import os
 import pathlib
+import random
 import signal
 import subprocess
 import sys
@@ -64,6 +65,20 @@ def test_after_a_kill_the_same_command_goes_on_and_asks_for_no_good_picture_agai
         whole(res.dataset)
 
 
+def test_six_kills_at_random_moments_of_one_ingest(tmp_path):
+    rng = random.Random(7)
+    with FaultServer(delay=.004) as server:
+        urls = [server.url(f'/{i}') for i in range(360)]
+        lists = write_lists(tmp_path/'lists', hat=urls[:200], cap=urls[200:])
+        for n in range(6):
+            with stopped(lists, tmp_path/'ds', server, sum(server.asked.values()) + rng.randrange(2, 50), signal.SIGKILL): "It is dead."
+            assert sum(server.asked.values()) - len(server.asked) <= 4*(n + 1)
+        res = ingest(lists, tmp_path/'ds', allow_hosts='127.0.0.1')
+        assert set(server.asked) == {f'/{i}' for i in range(360)} and sum(server.asked.values()) - 360 <= 4*6
+        assert (res.counts['rows'], res.counts['ok'], res.counts['images']) == (360, 360, 360)
+        whole(res.dataset)
+
+
 def test_control_c_keeps_what_was_done(tmp_path):
     with FaultServer(delay=.005) as server:
         lists = write_lists(tmp_path/'lists', a=[server.url(f'/{i}') for i in range(150)])
@@ -121,12 +136,25 @@ def test_after_a_power_cut_pictures_are_read_again_and_half_ones_fetched_anew(tm
         whole(ds)
 
 
+def test_of_two_lines_about_a_row_the_later_counts_and_a_torn_one_does_not(tmp_path):
+    ds = ImageDataset(tmp_path/'ds', subject='objects')
+    journal = Journal(ds.journal_path)
+    for key, status in (('a', 'failed'), ('b', 'ok'), ('a', 'ok'), ('c', 'failed')): journal.add(dict(key=key, url=f'u{key}', given_label='x', status=status, rank='7'))
+    journal.close()
+    with open(ds.journal_path, 'ab') as f: f.write(b'{"key": "b", "url": "ub", "sta')
+    assert ds.df[['key', 'status', 'rank']].values.tolist() == [['b', 'ok', 7], ['a', 'ok', 7], ['c', 'failed', 7]]
+    ds.journal_path.write_bytes(ds.journal_path.read_bytes() + b'\n')
+    with pytest.raises(DatasetError, match='Line 5'): _ = ds.df
+
+
 def test_a_picture_that_vanished_from_the_disk_is_fetched_again(tmp_path):
     with FaultServer() as server:
         lists = write_lists(tmp_path/'lists', a=[server.url('/1'), server.url('/2')])
         ds = ingest(lists, tmp_path/'ds', subject='objects', allow_hosts='127.0.0.1').dataset
+        ds.update(ds.df.assign(split=['train', 'test'], duplicate_group=['g', 'h']), ['split', 'duplicate_group'])
         (ds.path/ds.df.path[0]).unlink()
         assert ingest(lists, ds, allow_hosts='127.0.0.1').counts['requested'] == 1
+        assert list(ds.df.split) == ['train', 'test'] and list(ds.df.duplicate_group) == ['g', 'h']
         assert (server.asked['/1'], server.asked['/2']) == (2, 1)
         whole(ds)
 
@@ -157,6 +185,26 @@ def test_the_memory_holds_no_more_pictures_than_are_in_flight(tmp_path, monkeypa
         server.picture = lambda raw, **kw: (ahead.append(sum(server.asked.values()) - len(most)), answer(raw, **kw))[1]
         assert ingest(lists, tmp_path/'ds', subject='objects', allow_hosts='127.0.0.1', concurrency=6).counts['ok'] == 60
     assert max(ahead) <= 6
+
+
+MEMORY = '''
+import resource, sys
+from vegc.ingest import ingest
+res = ingest(sys.argv[1], sys.argv[2], subject='objects', max_failures=1)
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+print(peak*1024, res.dataset.df.memory_usage(deep=True).sum())
+'''
+
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='elsewhere ru_maxrss is counted in other units')
+def test_memory_grows_by_the_table_and_by_little_more(tmp_path):
+    found = []
+    for n in (1000, 41_000):
+        lists = write_lists(tmp_path/f'lists{n}', a=[f'ftp://pictures.example/{i:0100}' for i in range(n)])  # a row each, and no request
+        done = subprocess.run([sys.executable, '-W', 'ignore', '-c', MEMORY, lists, tmp_path/f'ds{n}'], capture_output=True, text=True, check=True)
+        found.append([int(v) for v in done.stdout.split()])
+    (small, table), (large, larger) = found
+    assert 0 < large - small - (larger - table) < 40_000*1_500, found  # bytes; 150 MB for a hundred thousand rows
 
 
 # --- pictures already on disk

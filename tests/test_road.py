@@ -1,6 +1,7 @@
 """From a trained stage on: leaks are refused, decisions survive, the exported file says what the stage says."""
 import ast
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -15,8 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from sklearn.datasets import load_digits
+from typer.testing import CliRunner
 
 from vegc.clean import Session, clean, rule_decisions, write_lists
+from vegc.cli import app
 from vegc.core import DatasetError, UsageError, sha256_hex
 from vegc.dataset import ImageDataset
 from vegc.evaluate import compare, evaluate, predictions
@@ -66,6 +69,25 @@ def test_the_recipe_of_splitting_again_is_refused(copy):
         with pytest.raises(LeakError, match=f'trained on {n} of the {len(held)} pictures'): attempt()
     for part in ('valid', 'test'):
         with pytest.raises(LeakError): evaluate(copy, 'raw', part)
+
+
+def test_the_whole_recipe_on_the_command_line_is_refused(copy, tmp_path):
+    "First stage, clean all pictures whatever their split, split what is left with the same seed as ever, start the second stage from the old weights."
+    worst = find_issues(copy, stage='raw').path[:12]
+    (tmp_path / 'd.csv').write_text('path,action,label,who,why\n' + ''.join(f'{p},{"relabel,digit 0" if i % 3 else "exclude,"},ana,by hand\n' for i, p in enumerate(worst)))
+    vegc = lambda *args: CliRunner().invoke(app, list(map(str, args)))  # noqa: E731
+    for args in (('clean', copy.path, '--decisions', tmp_path / 'd.csv'), ('split', copy.path, '--seed', 42, '--reassign')): assert vegc(*args).exit_code == 0, args
+    seen, held = set(stage_info(copy, 'raw').trained_on), copy.images[copy.images.split.isin(['valid', 'test'])]
+    held = held[held.path.isin(copy.labels.path)]  # what was excluded is judged by nobody
+    n, before = int(held.sha256.isin(seen).sum()), sorted((copy.path / 'models').iterdir())
+    assert n > 0 and len(copy.labels) < len(copy.images)
+    for args in (('train', copy.path, '--arch', 'efficientnet_lite0', '--size', 48, '--start', 'raw', '--stage', 'stage-2', '--epochs', '0,1'),
+                 ('train', copy.path, '--arch', 'efficientnet_lite0', '--size', 48, '--start', 'raw-1', '--stage', 'stage-2'), ('evaluate', copy.path, '--stage', 'raw')):
+        done = vegc(*args)
+        assert done.exit_code == 1 and re.search(r'trained on \d+ of the \d+ pictures that are now in .*Train anew on these splits', done.stderr.replace('\n', ' ')), done.stderr
+        if args[0] == 'train': assert f'trained on {n} of the {len(held)} pictures' in done.stderr
+    assert sorted((copy.path / 'models').iterdir()) == before
+    assert vegc('train', copy.path, '--arch', 'efficientnet_lite0', '--size', 48, '--stage', 'anew', '--epochs', '1,0').exit_code == 0, 'what the message says to do'
 
 
 def test_a_copy_of_a_training_picture_leaks_too(copy):

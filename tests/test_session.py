@@ -287,6 +287,29 @@ def test_a_step_of_clean_is_one_undo_and_its_own(ds, tmp_path):
     assert table.reason.str.contains('looks like').all() and list(table['rank']) == [1, 2, 3]
 
 
+@pytest.mark.parametrize('text,said', [('path,action\n"{p},exclude\n', 'never closed'), ('path,action\n{p},delete\n', 'Line 2 of'), ('path,do\n{p},keep\n', 'no column action'),
+                                       ('', 'no column action, path'), ('path,action,label\n{p},relabel,none\n', "no picture or class 'none', which"),
+                                       ('path,action\n{p},keep\nx,keep\ny,keep\n', r"'x' \(and 1 more\), which")])
+def test_a_file_of_decisions_that_is_not_one_changes_nothing(ds, tmp_path, text, said):
+    (tmp_path / 'd.csv').write_text(text.replace('{p}', next(p for p in ds.images.path if ',' not in p)), 'utf-8')
+    with pytest.raises(DatasetError, match=said): clean(ds, decisions=tmp_path / 'd.csv')
+    assert not ds.decisions_path.exists()
+
+
+def test_labels_with_quotes_commas_and_accents_go_through_files(ds, tmp_path):
+    "A relabelling by CSV, out again by cleaned.csv, for each of the labels."
+    paths = ds.images.path[:3].tolist()
+    pd.DataFrame(dict(path=paths, action='relabel', label=[LABELS[1], LABELS[2], LABELS[0]], why='"é", \'b\'')).to_csv(tmp_path / 'd.csv', index=False)
+    clean(ds, decisions=tmp_path / 'd.csv')
+    table = pd.read_csv(ds.path / 'cleaned.csv').set_index('name').label
+    assert table[paths].tolist() == [LABELS[1], LABELS[2], LABELS[0]] and set(ds.decisions.why) == {'"é", \'b\''}
+
+
+@pytest.mark.parametrize('n', [0, -3])
+def test_no_worst_picture_is_asked_for(ds, n):
+    with pytest.raises(UsageError, match='at least 1'): worst_table(ds, n, order=order_of(ds))
+
+
 def test_the_name_in_the_log(ds, monkeypatch):
     monkeypatch.setattr(module.getpass, 'getuser', lambda: (_ for _ in ()).throw(KeyError('uid')))
     order = order_of(ds)

@@ -5,7 +5,7 @@ import warnings
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
 from pictures import CHANGES, changed, jpeg, scene
 from scipy.stats import binomtest
@@ -92,7 +92,14 @@ def test_a_large_group_is_named_with_what_to_do(tmp_path):
 
 # --- nothing moves --------------------------------------------------------------------------------------------
 
-POOL, FAMILIES = 48, 16  # three pictures a family: the scene, and two copies of it
+FAMILIES = 16  # the first twelve: a scene and two copies of it; the last four: its left part, its right part, the whole, which bridges them, and a copy of the left part
+
+
+def family(f, rng):
+    "Pictures of one scene; its two parts share too little to be copies of each other."
+    im = scene(f, (320, 240))
+    if f < 12: return [im, changed(im, 'resized', rng), changed(im, 'mirrored', rng)]
+    return [left := im.crop((0, 0, 208, 240)), im.crop((112, 0, 320, 240)), im, changed(left, 'resized', rng)]
 
 
 @pytest.fixture(scope='module')
@@ -100,80 +107,148 @@ def pool(tmp_path_factory):
     "Pictures on disk, and a dataset that knows their features."
     root, rng = tmp_path_factory.mktemp('pool'), np.random.default_rng(0)
     for f in range(FAMILIES):
-        for k, im in enumerate([scene(f), changed(scene(f), 'resized', rng), changed(scene(f), 'mirrored', rng)]):
-            put(root / 'src', 'ab'[f % 2], f'{f:02}-{k}', im)
+        for k, im in enumerate(family(f, rng)): put(root / 'src', 'ab'[f % 2], f'{f:02}-{k}', im)
     add(root / 'src', root / 'all', subject='objects')
     cached_features(ImageDataset(root / 'all'), 'efficientnet_lite0', 160)
     return root
 
 
+def best_reachable(sizes, have, shares=SHARES):
+    "The least that the furthest split of a class can be off, in pictures, by trying every sum; no split is left empty that can be filled."
+    sums = {(0, 0)}
+    for s in map(int, sizes): sums |= {(v + s, t) for v, t in sums} | {(v, t + s) for v, t in sums}
+    have, total = np.asarray(have, float), int(sum(sizes))
+    counts = [have + [total - v - t, v, t] for v, t in sums]
+    if len(sizes) >= (have == 0).sum(): counts = [c for c in counts if (c > 0).all()]
+    return min(np.abs(c - shares * c.sum()).max() for c in counts)
+
+
+def linked(name, other):
+    "Whether two pictures of the pool are copies; the two parts of a scene are not."
+    (f, k), (g, m) = name, other
+    return f == g and (f < 12 or 2 in (k, m) or {k, m} == {0, 3})
+
+
+def expected(fresh, known):
+    "For new pictures what must become of them: a split, none, or the set of new ones that must share any split. Bridges carry no links."
+    res, left = {}, set(fresh)
+    while left:
+        group, todo = set(), {min(left)}
+        while todo: group, todo = group | todo, {o for n in todo for o in left - group - todo if linked(n, o)}
+        left -= group
+        near = {s for o, s in known.items() for n in group if linked(n, o) and s in SPLITS} or {s for o, s in known.items() for n in group if linked(n, o)}
+        res |= dict.fromkeys(group, near.pop() if len(near) == 1 else 'none' if near else frozenset(group))
+    return res
+
+
+STEPS = st.lists(st.one_of(
+    st.tuples(st.just('add'), st.lists(st.one_of(st.tuples(st.integers(0, 11), st.integers(0, 2)), st.tuples(st.integers(12, FAMILIES - 1), st.integers(0, 3))), min_size=1, max_size=12)),
+    st.tuples(st.sampled_from(['exclude', 'relabel', 'keep']), st.integers(0, 47)), st.tuples(st.just('again'), st.just(0)),
+    st.tuples(st.just('undo'), st.just(0)), st.tuples(st.just('merge'), st.sampled_from(['', 'slug,merge_into\na,b\n', 'slug,drop\na,yes\n']))), min_size=2, max_size=7)
+FIRST = ('add', [(0, 0), (0, 1), (2, 0), (3, 0), (5, 2), (8, 0), (9, 1), (12, 0), (12, 1), (13, 0), (13, 1), (14, 0), (14, 1), (15, 0), (15, 1)])
+
+
 # no shrinking: an example takes a second, and the steps of a failing one are few
-@settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], phases=[Phase.explicit, Phase.reuse, Phase.generate])
-@given(st.lists(st.one_of(st.tuples(st.just('add'), st.lists(st.integers(0, POOL - 1), min_size=1, max_size=16)),
-                          st.tuples(st.sampled_from(['exclude', 'relabel', 'keep']), st.integers(0, POOL - 1)), st.tuples(st.just('again'), st.just(0)),
-                          st.tuples(st.just('undo'), st.just(0)), st.tuples(st.just('merge'), st.sampled_from(['', 'slug,merge_into\na,b\n', 'slug,drop\na,yes\n']))),
-                min_size=2, max_size=7), st.integers(0, 3))
+@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], phases=[Phase.explicit, Phase.reuse, Phase.generate])
+@example([('add', [(12, 2), (13, 2), (14, 2), (15, 2)]), ('exclude', 3), ('add', [(0, 2), (3, 1), (9, 0), (12, 3), (13, 3), (14, 3), (15, 3)]), ('again', 0), ('relabel', 1)], 0)
+@given(STEPS, st.integers(0, 3))
 def test_no_split_changes_in_any_order(pool, tmp_path_factory, steps, seed):
-    "Add, fetch again, exclude, relabel, undo, merge and drop classes, in any order."
+    "Add, fetch again, exclude, relabel, undo, merge and drop classes, in any order: every picture's split is as the links say, and stays."
     root = tmp_path_factory.mktemp('any')
     ds = ImageDataset(root / 'ds', subject='objects', seed=seed)
     (ds.path / 'features').symlink_to(pool / 'all/features')
-    files = sorted((pool / 'src').rglob('*.jpg'))
     known = {}
     with warnings.catch_warnings():
         warnings.simplefilter('ignore', VegcWarning)
-        for what, which in [('add', [0, 1, 6, 9, 24, 27, 30]), *steps]:
-            if what == 'add':
-                for i in which:
-                    (root / 'src' / files[i].parent.name).mkdir(parents=True, exist_ok=True)
-                    shutil.copy(files[i], root / 'src' / files[i].parent.name)
-                add(root / 'src', ds)
-            elif what == 'again':  # a lost file is fetched again
-                (ds.path / ds.images.path[0]).unlink()
-                add(root / 'src', ds)
-            elif what == 'undo' and len(ds.decisions): clean(ds, undo=True)
-            elif what == 'merge': (ds.path / 'classes.csv').write_text(which or 'slug\na\nb\n')
-            elif what in ('exclude', 'relabel', 'keep') and len(ds.stored()):
-                path = ds.stored().path[which % len(ds.stored())]
-                (root / 'd.csv').write_text(f'path,action,label,who,why\n{path},{what},{"b" if what == "relabel" else ""},ana,looked\n')
-                clean(ds, decisions=root / 'd.csv')
+        for what, which in [FIRST, *steps]:
+            change(ds, pool, root, what, which)
             split(ds)
-            im = ds.images
-            now = dict(zip(im.path, im.split, strict=True))
-            assert known == {p: now.get(p) for p in known}, 'a stored split changed'
+            im = ds.images.assign(name=lambda t: [(int(f), int(k)) for f, k in t.url.str.extract(r'(\d+)-(\d)').to_numpy()])
+            now = dict(zip(im.name, im.split, strict=True))
+            assert known == {n: now.get(n) for n in known}, 'a stored split changed'
+            for n, want in expected(set(now) - set(known), known).items():
+                assert now[n] == want if isinstance(want, str) else len({now[o] for o in want}) == 1 and now[n] in SPLITS, (n, want, now[n])
+            assert im[im.split.isin(SPLITS)].groupby('duplicate_group').split.nunique().max() <= 1, 'a group straddles'
+            _shares_hold(im, known)
             known = now
-            assert im.split.notna().all()
-            family, used = im.url.str.extract(r'/(\d+)')[0], im.split.isin(SPLITS)
-            assert im[used].groupby('duplicate_group').split.nunique().max() <= 1, 'a group straddles'
-            assert im[used].groupby(family[used]).split.nunique().max() <= 1, 'copies straddle'
-            assert set(im.given_label) <= {'a', 'b'}
-    _shares_hold(im[used])
 
 
-def _shares_hold(im):
-    "What is off is less than the largest group, or, where pictures came late, what the groups that came first took."
-    for _, part in im.groupby('given_label'):
-        have = part.split.value_counts().reindex(SPLITS, fill_value=0).to_numpy()
-        assert np.abs(have - SHARES * have.sum()).max() <= 3 + 1e-9, have
-        if part.duplicate_group.nunique() >= 5: assert (have > 0).all()
+def change(ds, pool, root, what, which):
+    "One step of somebody who works with a dataset."
+    if what == 'add':
+        for f, k in which:
+            (root / 'src' / 'ab'[f % 2]).mkdir(parents=True, exist_ok=True)
+            shutil.copy(pool / 'src' / 'ab'[f % 2] / f'{f:02}-{k}.jpg', root / 'src' / 'ab'[f % 2])
+        add(root / 'src', ds)
+    elif what == 'again':  # a lost file is fetched again
+        (ds.path / ds.images.path[0]).unlink()
+        add(root / 'src', ds)
+    elif what == 'undo' and len(ds.decisions): clean(ds, undo=True)
+    elif what == 'merge': (ds.path / 'classes.csv').write_text(which or 'slug\na\nb\n')
+    elif what in ('exclude', 'relabel', 'keep'):
+        path = ds.stored().path[which % len(ds.stored())]
+        (root / 'd.csv').write_text(f'path,action,label,who,why\n{path},{what},{"b" if what == "relabel" else ""},ana,looked\n')
+        clean(ds, decisions=root / 'd.csv')
+
+
+def _shares_hold(im, known):
+    "A class is off by half a point at most, or by what cannot be helped with the groups that were dealt now."
+    old = im.duplicate_group.isin(im.duplicate_group[im.name.isin(known.keys()) & im.split.isin(SPLITS)])
+    for _, part in im[im.split.isin(SPLITS)].groupby('given_label'):
+        count = lambda rows: rows.split.value_counts().reindex(SPLITS, fill_value=0).to_numpy()  # noqa: E731
+        off = np.abs(count(part) - SHARES * len(part)).max()
+        sizes = part[~old[part.index]].groupby('duplicate_group').size()
+        assert off <= max(.005 * len(part), best_reachable(sizes, count(part[old[part.index]]))) + 1e-9, (count(part), sizes.tolist())
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(st.integers(1, 12), min_size=1, max_size=14), st.lists(st.integers(0, 25), min_size=3, max_size=3), st.booleans(), st.integers(0, 9))
+def test_a_class_is_dealt_as_well_as_its_groups_allow(sizes, have, anew, seed):
+    "Half a point off at most, or the least that any deal of the groups can reach; every class with three groups is in every split."
+    have = np.zeros(3) if anew else np.array(have, float)
+    got = have + np.bincount(deal(np.array(sizes), SHARES, have, np.random.default_rng(seed)), sizes, 3)
+    assert np.abs(got - SHARES * got.sum()).max() <= max(.005 * got.sum(), best_reachable(sizes, have)) + 1e-6
+    if len(sizes) >= 3: assert (got > 0).all()
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.lists(st.tuples(st.lists(st.integers(0, 3), min_size=1, max_size=6)), min_size=1, max_size=60), st.integers(0, 9))
-def test_shares_and_coverage_of_any_groups(groups, seed):
-    "Every class with three groups is in every split; what a share is off is at most the largest group, and one picture where all are single."
-    rows = [(g, c) for g, (classes,) in enumerate(groups) for c in classes]
-    im = pd.DataFrame([dict(path=f'{i}', given_label=f'c{c}', split=None, duplicate_group=None, sha256=f'{i:064}') for i, (_, c) in enumerate(rows)])
-    numbers = np.array([g for g, _ in rows])
+@given(st.lists(st.lists(st.tuples(st.integers(0, 3), st.integers(1, 4)), min_size=2, max_size=3), max_size=25), st.integers(60, 200), st.integers(0, 9))
+def test_half_a_point_though_copies_lie_in_several_classes(mixed, singles, seed):
+    "Groups of several classes among four classes of single pictures: whatever the groups are, the single ones even it out to a picture."
+    rows = [(g, c) for g, parts in enumerate(mixed) for c, n in parts for _ in range(n)]
+    rows += [(len(mixed) + 4 * i + c, c) for i in range(singles) for c in range(4)]
+    im, numbers = _frame([c for _, c in rows]), np.array([g for g, _ in rows])
     im['split'] = assign_splits(im, numbers, SHARES, seed).split
     assert im.split.isin(SPLITS).all() and im.groupby(numbers).split.nunique().max() == 1
-    for _, part in im.groupby('given_label'):
-        mine = numbers[part.index]
-        if len(set(mine)) >= 3 and np.bincount(np.unique(numbers, return_inverse=True)[1]).max() == 1: assert part.split.nunique() == 3
-        if pd.Series(numbers).map(im.groupby(numbers).given_label.nunique()).max() == 1:
-            if len(set(mine)) >= 3: assert part.split.nunique() == 3
-            off = part.split.value_counts().reindex(SPLITS, fill_value=0).to_numpy() - SHARES * len(part)
-            if len(set(mine)) >= 10: assert np.abs(off).max() <= max(1, np.bincount(mine).max())
+    off = pd.crosstab(im.given_label, im.split)[list(SPLITS)]
+    assert np.abs(off.to_numpy() - off.sum(axis=1).to_numpy()[:, None] * SHARES).max() <= 1
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.lists(st.integers(0, 3), min_size=1, max_size=6), min_size=1, max_size=60), st.integers(0, 9))
+def test_every_class_with_three_groups_is_in_every_split(groups, seed):
+    "Groups of any mixture of classes; classes of more than six groups, so that there is a way."
+    im, numbers = _frame([c for classes in groups for c in classes]), np.array([g for g, classes in enumerate(groups) for _ in classes])
+    im['split'] = assign_splits(im, numbers, SHARES, seed).split
+    assert im.split.isin(SPLITS).all() and im.groupby(numbers).split.nunique().max() == 1
+    of = pd.Series(numbers).groupby(im.given_label)
+    pure = im.groupby(numbers).given_label.nunique().max() == 1
+    for label, n in of.nunique().items():
+        if n > 6 or pure and n >= 3: assert im.split[im.given_label == label].nunique() == 3, (label, n)
+
+
+def _frame(classes):
+    return pd.DataFrame(dict(path=[f'{i}' for i in range(len(classes))], given_label=[f'c{c}' for c in classes], split=None, duplicate_group=None,
+                             sha256=[f'{i:064}' for i in range(len(classes))]))
+
+
+def test_hosts_with_many_classes_even_out():
+    "Sixty hosts of very different sizes, each with pictures of several of eight classes and none for itself: moving hosts brings the furthest class from 6.5 to 4.4 points."
+    rng = np.random.default_rng(0)
+    host = np.sort(rng.choice(60, 3000, p=rng.dirichlet(np.full(60, .8))))
+    im = _frame((rng.integers(0, 8, 60)[host] + rng.integers(0, 3, 3000)) % 8)
+    off = pd.crosstab(im.given_label, assign_splits(im, host, SHARES, 0).split)[list(SPLITS)]
+    assert (off.div(off.sum(axis=1), axis=0) - SHARES).abs().to_numpy().max() <= .05
 
 
 def test_half_a_point_where_group_sizes_allow():
@@ -251,6 +326,7 @@ def test_groups_by_origin_and_copies_together(tmp_path, hashed):
     assert im.groupby('creator').split.nunique().max() == 1 and im.creator.notna().sum() == 18
     twins = im[im.phash == df.phash[0]]
     assert len(twins) == 2 and twins.split.nunique() == 1 and split_log(ds).group_by[0] == 'creator'
+    with pytest.warns(VegcWarning, match='has a split already.*reassign'): split(ds, group_by='query')
     with pytest.raises(UsageError, match='No picture .* has a query'): split(ds, group_by='query', reassign=True)
     with pytest.raises(UsageError, match='must be host'): split(ds, group_by='moon', reassign=True)
 

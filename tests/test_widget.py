@@ -301,3 +301,18 @@ def test_both_forms_offer_the_same(few):
     for name in ('session', 'fns', 'delete', 'change', 'finish'):
         assert hasattr(GridCleaner(few[1]), name) and hasattr(PlainCleaner(few[1], page_size=2), name)
     assert issubclass(ImageCleaner, Widget) and pd.read_csv(ImageCleaner(few[1]).finish()).columns.tolist() == ['name', 'label']
+
+
+def test_a_learner_opens_it_and_is_not_run(few):
+    "A real one, whose network must not be asked; without saved issues it says which call makes them."
+    from vegc.data import dataloaders
+    from vegc.train import image_learner
+    ds, order = few
+    learn = image_learner(dataloaders(ds, size=32, bs=8), 'small_cnn')
+    learn.model.register_forward_pre_hook(lambda *a: pytest.fail('the model was run'))
+    with pytest.raises(UsageError, match='find_issues'): ImageCleaner(learn)
+    (ds.path / 'predictions').mkdir()
+    order.to_parquet(ds.path / 'predictions/issues.parquet')
+    cleaner = ImageCleaner(learn)
+    press(cleaner, do='hello')
+    assert cleaner.session.items.path.tolist() == order.path[order.split != 'test'].tolist()

@@ -11,7 +11,7 @@ const KEYS = [
 ];
 const DONE = { keep: 'kept', exclude: 'excluded', relabel: 'relabelled' };
 const MARK = { keep: '✓', exclude: '✕', relabel: '→' };
-const percent = (p) => (p == null ? '' : `${Math.round(100 * p)} %`);
+const percent = (p) => (p == null ? '' : p > 0.995 ? '> 99 %' : p < 0.005 ? '< 1 %' : `${Math.round(100 * p)} %`);
 const count = (n) => n.toLocaleString('en');
 let serial = 0; // ids of elements must differ between two cleaners on one page
 

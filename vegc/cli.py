@@ -400,7 +400,7 @@ def _find_issues(dataset: _Dataset, stage: Annotated[str | None, _option('Judge 
 
 @_verb('clean')
 def _clean(dataset: _Dataset, decisions: Annotated[Path | None, _option('A CSV path,action,label,who,why.', '--decisions')]=None,
-           auto: Annotated[float | None, _option('Decide by rule at this confidence; never on test pictures.', '--auto')]=None,
+           auto: Annotated[float | None, _option('Decide by rule: relabel what is right with at least this chance, 0 to 1; never on test pictures.', '--auto')]=None,
            undo: Annotated[bool, _option('Take the last call back.', '--undo')]=False,
            page: Annotated[Path | None, _option('Write an HTML page to decide on without Python; it hands back a CSV for --decisions.', '--page')]=None,
            worst: Annotated[int | None, _option('Only show so many of the worst pictures, why they are there and what became of them.', '--worst')]=None,
@@ -418,7 +418,7 @@ def _clean(dataset: _Dataset, decisions: Annotated[Path | None, _option('A CSV p
     alone = done.attrs['left_alone']
     if as_json: return _show(dict(rows=_rows(done), left_alone=alone), as_json)
     counts = ', '.join(f'{n} {action}' for action, n in done.action.value_counts().items())
-    print(f'{_table(done)}\n\n{len(done)} decisions written{f": {counts}" if counts else ""}; cleaned.csv and labels.csv are up to date.')
+    print(f'{_table(done)}\n\n{len(done)} decision{"s"*(len(done) != 1)} written{f": {counts}" if counts else ""}; cleaned.csv and labels.csv are up to date.')
     if alone: print('Left alone: ' + ', '.join(f'{n} {what}' for what, n in alone.items()) + '.')
 
 def _review_page(dataset: Path, page: Path, limit: int, as_json: bool):

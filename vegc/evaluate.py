@@ -161,9 +161,10 @@ def unlearned_body(
 ) -> tuple[StageInfo, torch.nn.Module]:  # the record of the stage it began with, the body
     "The body that a stage came from, before any of it was unfrozen. Raises `UsageError`, `WeightsError`."
     info = stage_info(dataset, stage)
-    while info.start: info = stage_info(dataset, info.start)
+    while info.start in stages(dataset): info = stage_info(dataset, info.start)
     if find_arch(info.arch).from_scratch: raise UsageError(f'{info.arch} learns everything from random weights: there is no frozen part to cross-validate.')
-    frozen = next((n for n in (info.stage, f'{info.stage}-1') if n in stages(dataset) and all(r['part'] == 'frozen' for r in stage_info(dataset, n).history)), None)
+    def untouched(n: str) -> bool: return n in stages(dataset) and not stage_info(dataset, n).start and all(r['part'] == 'frozen' for r in stage_info(dataset, n).history)
+    frozen = next((n for n in (info.stage, f'{info.stage}-1') if untouched(n)), None)
     return info, load_model(dataset, frozen)[0][0] if frozen else image_body(info.arch, channels=info.channels)
 
 # %% ../nbs/50_evaluate.ipynb #7ad4265d
@@ -275,8 +276,10 @@ def out_of_fold_predictions(
 # %% ../nbs/50_evaluate.ipynb #b4592a08
 def _frozen_features(dataset: ImageDataset, paths: list[str], stage: str | None) -> tuple[np.ndarray, str]:
     "Features of a body that saw no label of this dataset, and their name. Raises `DatasetError`, `WeightsError`."
-    if stage is not None and (info := stage_info(dataset, stage)).start is None:
-        try: return cached_features(dataset, info.arch, info.size, paths=paths), f'{info.arch} {info.size}'
+    if stage is not None and not find_arch(stage_info(dataset, stage).arch).from_scratch:
+        try:
+            info, body = unlearned_body(dataset, stage)
+            return cached_features(dataset, info.arch, info.size, paths=paths, body=body), f'{info.arch} {weights_hash(body)} {info.size}'
         except WeightsError: pass  # no ImageNet weights here; features that are stored may do
     x = stored_features(dataset, paths)
     if x is None: raise WeightsError('There are no frozen features of all pictures yet; `vegc find-issues` computes them.')
@@ -285,7 +288,7 @@ def _frozen_features(dataset: ImageDataset, paths: list[str], stage: str | None)
 # %% ../nbs/50_evaluate.ipynb #1e43a3f5
 def linear_predictions(
     dataset: ImageDataset,
-    stage: str,               # whose body is asked when no features are stored
+    stage: str,               # whose kind of body to take, as it was before it saw a label
     split: str='valid',
     labels: str='current',    # or given
 ) -> pd.DataFrame | None:     # as from `predictions`; None where features cannot be had
@@ -298,17 +301,15 @@ def linear_predictions(
 
 def train_and(
     dataset: ImageDataset,
-    stage: str,                # whose body is asked when no features are stored
+    stage: str,                # whose kind of body to take, as it was before it saw a label
     split: str,                # the other part
     labels: str='current',     # or given
 ) -> tuple[np.ndarray | None, pd.DataFrame]:
     "Frozen features and rows of the train part, then of another; no features where they cannot be had."
     dataset, rows = ImageDataset(dataset), items(dataset, labels)
     rows = pd.concat([rows[rows.split == 'train'], rows[rows.split == split]], ignore_index=True)
-    x, info = stored_features(dataset, rows.path.tolist()), stage_info(dataset, stage)
-    try: x = cached_features(dataset, info.arch, info.size, paths=rows.path) if x is None else x
+    try: return _frozen_features(dataset, rows.path.tolist(), stage)[0].astype(np.float32), rows
     except WeightsError: return None, rows
-    return x.astype(np.float32), rows
 
 def plain_model() -> Any:  # a classifier of scikit-learn
     "Regularised logistic regression for frozen features."

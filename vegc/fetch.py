@@ -86,6 +86,7 @@ class Fetched:
     http_status: int | None = None  # of the last answer
     final_url: str = ''             # after redirects, as it was asked for
     content_type: str = ''
+    usage: str = ''                 # the header Content-Usage: a draft, noted and not relied on
     fetched_at: str = field(default_factory=utc_now)
 
 class FetchProblem(Exception):
@@ -267,7 +268,7 @@ async def _hop(session: aiohttp.ClientSession, job: _Job, opts: FetchOptions, re
     "Ask once. Gives a redirect's target, or None when `res` holds the body. Raises `FetchProblem` and aiohttp's errors."
     async with session.get(job.at, allow_redirects=False) as answer:
         job.answered, headers = True, answer.headers
-        res.http_status, res.final_url, res.content_type = answer.status, str(job.at), headers.get('Content-Type', '')
+        res.http_status, res.final_url, res.content_type, res.usage = answer.status, str(job.at), headers.get('Content-Type', ''), headers.get('Content-Usage', '')
         if answer.status in _MOVED and 'Location' in headers: return headers['Location']
         if answer.status not in (200, 203): raise _status_problem(answer.status, retry_after(headers.get('Retry-After')), opts)
         if not opts.ignore_optout_headers and (why := opted_out(headers, opts.robot)): raise FetchProblem('opted_out', why)

@@ -99,7 +99,8 @@ def _row(base: dict, got: Fetched, p: Prepared | None=None, path: str='', proble
     if problem: row |= dict(status='skipped' if problem.startswith('opted_out') else 'failed', error_message=problem)
     if p is not None:
         row |= {k: getattr(p, k) for k in ('width', 'height', 'original_width', 'original_height', 'sha256', 'sha256_fetched', 'phash')}
-        row |= dict(path=path, flags=';'.join(p.flags), bytes=len(p.data))
+        noted = [f'content-usage {got.usage.replace(";", ",")[:100]}'] if got.usage else []
+        row |= dict(path=path, flags=';'.join([*p.flags, *noted]), bytes=len(p.data))
     return {k: v for k, v in row.items() if v not in (None, '', False)}
 
 # %% ../nbs/14_ingest.ipynb #8868d2a6
@@ -319,8 +320,9 @@ def _result(dataset: ImageDataset, df: pd.DataFrame, **more: int) -> IngestResul
     counts = dict(rows=len(df), **{s: int(status.get(s, 0)) for s in ('ok', 'failed', 'skipped', 'review')},
                   images=int(df.path[df.status == 'ok'].nunique()), **more)
     bad = df[df.status != 'ok']
-    by = bad.url.groupby(bad.error_message.str.split(':').str[0])
-    reasons = [dict(reason=k, count=len(urls), example=urls.iloc[0][:200]) for k, urls in sorted(by, key=lambda kv: (-len(kv[1]), kv[0]))]
+    code = bad.error_message.str.extract('^([^:]*)', expand=False)
+    example = dict(zip(code[~code.duplicated()], bad.url[~code.duplicated()], strict=True))
+    reasons = [dict(reason=k, count=int(n), example=example[k][:200]) for k, n in sorted(code.value_counts().items(), key=lambda kv: (-kv[1], kv[0]))]
     table = pd.crosstab(df.given_label.astype(object).rename('class'), df.status.astype(object))
     table = table.reindex(columns=['ok', 'review', 'skipped', 'failed'], fill_value=0).rename_axis(columns=None)
     table.insert(0, 'rows', table.sum(axis=1))
@@ -337,6 +339,7 @@ _CREDIT = ['path', 'url', 'creator', 'license', 'license_url', 'landing_url']
 
 def write_attribution(dataset: ImageDataset) -> Path | None:
     "Write ATTRIBUTION.csv, a line a stored picture and source; None, and no file, where no license or creator is known."
+    if pd.read_parquet(dataset.manifest_path, columns=['license', 'creator']).isna().all(axis=None): return None
     df = pd.read_parquet(dataset.manifest_path, columns=_CREDIT)
     df = df[df.path.notna() & (df.license.notna() | df.creator.notna())]
     if df.empty: return None

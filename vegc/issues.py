@@ -68,7 +68,7 @@ def _scaled(p: np.ndarray, temperature: float) -> np.ndarray: return softmax(np.
 
 def _label_odds(q: np.ndarray, labels: np.ndarray, noise: float) -> np.ndarray:
     "For each class, its probability and that it was given this label."
-    given = np.full_like(q, noise/(q.shape[1] - 1))
+    given = np.full_like(q, noise/max(q.shape[1] - 1, 1))
     given[np.arange(len(q)), labels] = 1 - noise
     return q*given
 

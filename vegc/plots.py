@@ -146,11 +146,13 @@ def plot_lr(
     ax = new_axes(ax, 5, 3)
     ax.plot(curve.lr, curve.loss, color=BLUE)
     if chosen: ax.axvline(chosen, color=RED, ls=':', label=f'{chosen:.1e}')
+    ax.set(xscale='log', xlabel='learning rate', ylabel='loss', title='Rate finder')
+    if chosen: ax.legend(frameon=False)
+    if curve.loss.notna().sum() < 2: return finish(ax, curve, 'The rate finder stopped before it had a curve.')
     before = curve.loss.iloc[:int(curve.loss.argmin()) + 1]
     low, high = before.min(), before.max()
     pad = .3*(high - low) or 1.
-    ax.set(xscale='log', ylim=(low - .3*pad, high + pad), xlabel='learning rate', ylabel='loss', title='Rate finder')  # where it flies off is known without the height
-    if chosen: ax.legend(frameon=False)
+    ax.set_ylim(low - .3*pad, high + pad)  # where it flies off is known without the height
     return finish(ax, curve, f'Loss against learning rate from {curve.lr.min():.1e} to {curve.lr.max():.1e}' + (f'; {chosen:.1e} was taken.' if chosen else '.'))
 
 # %% ../nbs/51_plots.ipynb #4349a3a8

@@ -19,7 +19,7 @@ import pandas as pd
 from jinja2 import Environment
 from markupsafe import Markup
 
-from .clean import Session, reason, thumbnail
+from .clean import Session, percent, reason, thumbnail
 from .core import UsageError, sha256_hex, write_atomic
 
 # %% ../nbs/43_review.ipynb #57b22640
@@ -29,7 +29,7 @@ def _card(session: Session, item, decision: dict, names: dict[str, str], px: int
     name = lambda c: names.get(c, c)  # noqa: E731
     guess = item.predicted_label if not pd.isna(item.predicted_label) and item.predicted_label != item.given_label else ''
     return dict(path=item.path, file=Path(item.path).name, given=item.given_label, given_name=name(item.given_label), guess=guess, guess_name=name(guess),
-                sure='' if pd.isna(item.confidence) else f'{item.confidence:.0%}', why=reason(item, names), test=str(item.split) == 'test', lost=lost,
+                sure=percent(item.confidence), why=reason(item, names), test=str(item.split) == 'test', lost=lost,
                 uri='data:image/jpeg;base64,' + base64.b64encode(pixels).decode() if pixels else '', action=decision.get('action', ''), label=decision.get('label', ''))
 
 def _template() -> tuple[str, str]:  # HTML, script

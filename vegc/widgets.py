@@ -17,7 +17,7 @@ from typing import Any
 import ipywidgets as w
 import pandas as pd
 
-from .clean import Session, kinds, reason, remarks, thumbnail, write_lists
+from .clean import Session, kinds, percent, reason, remarks, thumbnail, write_lists
 from .core import UsageError, VegcError
 from .dataset import ImageDataset
 
@@ -50,7 +50,7 @@ def _own_order(idxs, labels, dataset) -> pd.DataFrame:
 # %% ../nbs/42_widgets.ipynb #1a503179
 VIEW = dict(view='pictures', label='', kind='', split='', state='')  # view: pictures or copies; state: '', left, done, keep, exclude, relabel
 
-def _split_name(split: Any) -> str: return 'in review' if pd.isna(split) else str(split)
+def _split_name(split: Any) -> str: return 'none yet' if pd.isna(split) else str(split)
 
 def matching(
     session: Session,
@@ -284,7 +284,7 @@ def caption(
     "Given label, suggestion with probability, reasons, decision."
     esc, name = lambda v: html.escape(str(v)), lambda c: html.escape((names or {}).get(c, c))  # noqa: E731
     doubt = f' → <b>{name(item["guess"])}</b>' if 'guess' in item else ''
-    sure = f' {item["sure"]:.0%}' if item.get('sure') is not None else ''
+    sure = f' {percent(item["sure"])}' if item.get('sure') is not None else ''
     done = '' if decision is None else f'<b>{esc(decision[0])} {name(decision[1])}</b>'
     badge = ' <b>[test]</b>' if item['split'] == 'test' else ''
     gone = f'<br><i>{esc(lost)}</i>' if lost else ''

@@ -18,6 +18,7 @@ import time
 from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import pandas as pd
@@ -32,12 +33,12 @@ from torch import nn
 
 from vegc.clean import rule_decisions
 from vegc.dataset import ImageDataset, manifest_frame, write_manifest
-from vegc.duplicates import whiten
+from vegc.duplicates import group_numbers, whiten
 from vegc.features import cached_features
 from vegc.images import phash_mirrored, prepare
 from vegc.ingest import add
-from vegc.issues import duplicates, find_issues, merge_queues, out_of_fold
-from vegc.split import find_groups
+from vegc.issues import find_issues, merge_queues, out_of_fold
+from vegc.split import duplicate_pairs
 
 WRONG, JUNK, COPIES = 289, 107, 153
 VIEWS = list(range(0, 1201, 20))   # where the curve of flaws seen is noted
@@ -176,13 +177,13 @@ def head(k, d, regularised):
     return nn.Sequential(nn.Dropout(.25), nn.Linear(d, 512, bias=False), nn.ReLU(), nn.BatchNorm1d(512), nn.Dropout(.5), nn.Linear(512, k))
 
 
-def trained(x, y, epochs, seed, regularised=True):
+def trained(x, y, epochs, seed, regularised=True, lr=1e-3):
     "A head trained on features: one-cycle AdamW with dropout and smoothed labels, or plain Adam without."
     torch.manual_seed(seed)
     net, bs = head(int(y.max()) + 1, x.shape[1], regularised), 64
     x, y = torch.from_numpy(x), torch.from_numpy(y)
     opt = torch.optim.AdamW(net.parameters(), lr=1e-3, weight_decay=.01 if regularised else 0, fused=True)
-    rate = torch.optim.lr_scheduler.OneCycleLR(opt, 3e-3, total_steps=epochs*(len(x)//bs)) if regularised else None
+    rate = torch.optim.lr_scheduler.OneCycleLR(opt, lr, total_steps=epochs*(len(x)//bs)) if regularised else None
     loss = nn.CrossEntropyLoss(label_smoothing=.1 if regularised else 0)
     net.train()
     for _ in range(epochs):
@@ -209,11 +210,12 @@ def fastai_order(x, y, seed, most=30):
     return shown[np.argsort(-loss[shown])]
 
 
-def vegc_ranks(ds, x, y):
-    "Out-of-fold probabilities, the table of issues, and what either cost."
+def vegc_ranks(ds, x, y, pairs, copies):
+    "Out-of-fold probabilities, the table of issues, and what either cost; the search for copies has been done and is added."
     with cost() as folds: p = out_of_fold(x, y, pd.factorize(ds.stored().duplicate_group)[0])
-    with cost() as rest: issues = find_issues(ds, pred_probs=(p := p/p.sum(1, keepdims=True)), features=x)
-    return p, issues, folds, dict(cpu=round(folds['cpu'] + rest['cpu'], 2), memory=max(folds['memory'] or 0, rest['memory'] or 0))
+    with cost() as rest, patch('vegc.issues.duplicate_pairs', lambda *_: pairs): issues = find_issues(ds, pred_probs=(p := p/p.sum(1, keepdims=True)), features=x)
+    steps = folds, rest, copies
+    return p, issues, folds, dict(cpu=round(sum(c['cpu'] for c in steps), 2), memory=max(c['memory'] or 0 for c in steps))
 
 
 def ways(ds, x, z, y, p, seed):
@@ -261,7 +263,7 @@ def sure_rows(table, p, issues):
         yield dict(way='clean --auto', low=at, n=len(new), said=float(sum(t.confidence[t.path.isin([r['path'] for r in new])])), right=sum(r['label'] == true[r['path']] for r in new))
 
 
-def pair_rows(ds, table, x):
+def pair_rows(table, x, pairs, spent):
     "One line a way to rank pairs with a planted copy in them. Whether two of the photographs are copies nobody has told, so their pairs are left out; exact copies are taken out before."
     t = table[table.change != 'exact']
     at = {p: i for i, p in enumerate(t.path)}
@@ -281,10 +283,11 @@ def pair_rows(ds, table, x):
     for way, similar in (('perceptual hash, 256 bits, mirrored too', hashed), ('cosine', lambda: unit(rows) @ unit(rows).T), ('cosine, whitened', lambda: (w := whiten(rows)) @ w.T)):
         with cost() as c: order = np.argsort(-similar()[a, b], kind='stable')
         yield dict(way=way, ap_pairs=average_precision(order, hit[a, b]), pairs_95=needed(order, hit[a, b], .95)) | c
-    with cost() as c: found = duplicates(ds)
-    found = found[found.path_a.isin(at) & found.path_b.isin(at) & (found.path_a.isin(copies.path) | found.path_b.isin(copies.path))]
-    ours = np.array([tuple(sorted((at[p], at[q]))) in want for p, q in zip(found.path_a, found.path_b, strict=True)])
-    yield dict(way='vegc', ap_pairs=average_precision(np.arange(len(ours)), ours, len(want)), pairs_95=needed(np.arange(len(ours)), ours, .95, len(want))) | c
+    found = pairs.assign(a=table.path[pairs.a].map(at).to_numpy(), b=table.path[pairs.b].map(at).to_numpy()).dropna().sort_values('similarity', ascending=False, kind='stable')
+    found = found.astype(dict(a=int, b=int))
+    found = found[planted[found.a] | planted[found.b]]
+    ours = np.array([tuple(sorted(ab)) in want for ab in zip(found.a, found.b, strict=True)])
+    yield dict(way='vegc', ap_pairs=average_precision(np.arange(len(ours)), ours, len(want)), pairs_95=needed(np.arange(len(ours)), ours, .95, len(want)), found=int(ours.sum())) | spent
 
 
 # What cleaning buys
@@ -299,7 +302,7 @@ def effect_rows(ds, table, z, y, issues, seed, views=(0, 380, 620)):
         seen = rank <= k
         label, used = np.where(seen & (true >= 0), true, y), ~apart & ~(seen & (true < 0))
         for way, epochs, regularised in (('learns by heart', 60, False), ('regularised', 8, True)):
-            with cost() as c: net = trained(z[used], label[used], epochs, seed, regularised)
+            with cost() as c: net = trained(z[used], label[used], epochs, seed, regularised, lr=3e-4 if regularised else 1e-3)
             accuracy = lambda i, want: float((net(torch.from_numpy(z[i])).argmax(1).numpy() == want[i]).mean())  # noqa: E731, B023
             yield dict(way=way, views=k, n=len(held), accuracy=accuracy(held, true), by_heart=accuracy(np.flatnonzero(used), label)) | c
 
@@ -308,14 +311,15 @@ def measure(work, source, junk, seed, known):
     "All lines of one planting, but of those parts that are known."
     ds, table = plant(source, work, junk, seed)
     with cost() as c: x = cached_features(ds, 'efficientnet_lite0', 160, paths=table.path)
-    groups = find_groups(ds, ds.images).astype(str)
-    write_manifest(ds.manifest_path, manifest_frame(ds.df.assign(duplicate_group=ds.df.path.map(dict(zip(ds.images.path, groups, strict=True))))))
-    if 'pairs' not in known: yield 'pairs', pair_rows(ds, table, x)
+    with cost() as copies: pairs = duplicate_pairs(ds, ds.stored())
+    yield 'pairs', pair_rows(table, x, pairs, copies)
     if 'rank' in known: return
+    groups = group_numbers(len(table), pairs).astype(str)
+    write_manifest(ds.manifest_path, manifest_frame(ds.df.assign(duplicate_group=ds.df.path.map(dict(zip(table.path, groups, strict=True))))))
     y = pd.Categorical(table.given_label, sorted(table.given_label.unique())).codes.astype(int)
     z = PCA(512, iterated_power=2, random_state=0).fit_transform((x - x.mean(0, dtype=np.float32))/np.maximum(x.std(0, dtype=np.float32), 1e-3)).astype(np.float32)
     z /= z.std()
-    p, issues, folds, spent = vegc_ranks(ds, x, y)
+    p, issues, folds, spent = vegc_ranks(ds, x, y, pairs, copies)
     yield 'cost', [dict(way='features of what was planted', n=JUNK + COPIES) | c, dict(way='out of fold, ten folds, two looks', n=len(y)) | folds]
     yield 'effect', effect_rows(ds, table, z, y, issues, seed)
     yield 'sure', sure_rows(table, p, issues)

@@ -1,15 +1,20 @@
 """What getting pictures costs: fastai's three calls, img2dataset and vegc on one server on this machine, in paired rounds.
 
-    python nbs/bench/ingest_bench.py --photos DIR [--img2dataset PATH] [--rounds 3] [--out ingest.json]
+    python nbs/bench/ingest_bench.py --photos DIR [--img2dataset PATH] [--rounds 3] [--latencies 0 50] [--out ingest.json]
 
-DIR holds a folder of JPEGs a class; any photographs will do. The figures in the docs are on the public "clothing dataset small"
+Rounds are added to those that --out holds already; `--show` prints their medians as a table and measures nothing. DIR holds a folder of JPEGs a class; any photographs will do. The figures in the docs are on the public "clothing dataset small"
 (CC0, 400×533). img2dataset needs an environment of its own: python -m venv E && E/bin/pip install img2dataset==1.47.0.
-CPU seconds are the operating system's, of the whole process with its children and the import; memory is the largest sum over its processes."""
+CPU seconds are the operating system's, of the whole process with its children and the import; memory is the largest sum over its processes.
+The server is nginx where it is installed, else, and wherever answers must come late, a small one in Python that hands out what lies in memory."""
 import argparse
 import asyncio
+import contextlib
+import importlib.metadata
 import json
 import os
+import platform
 import shutil
+import socket
 import statistics
 import subprocess
 import sys
@@ -57,6 +62,32 @@ async def _serve(folder, latency):
     await server.serve_forever()
 
 
+NGINX = """daemon off; {user} pid {work}/nginx.pid; error_log {work}/nginx.log; events {{ worker_connections 4096; }}
+http {{ access_log off; sendfile on; keepalive_requests 1000000; default_type image/jpeg; client_body_temp_path {work}; proxy_temp_path {work};
+fastcgi_temp_path {work}; uwsgi_temp_path {work}; scgi_temp_path {work}; server {{ listen 127.0.0.1:{port} backlog=1024; root {folder}; }} }}
+"""
+
+
+@contextlib.contextmanager
+def server(folder, latency, work):
+    "A server for the files of a folder: its name and port."
+    nginx = shutil.which('nginx') or shutil.which('/usr/sbin/nginx')
+    if nginx and not latency:
+        with socket.socket() as s:
+            s.bind(('127.0.0.1', 0))
+            port = s.getsockname()[1]
+        (work/'nginx.conf').write_text(NGINX.format(user='user root;' if os.geteuid() == 0 else '', work=work, folder=folder, port=port))
+        process = subprocess.Popen([nginx, '-c', work/'nginx.conf'])
+        time.sleep(.5)
+    else:
+        process = subprocess.Popen([sys.executable, __file__, '--serve', folder, '--latency', str(latency)], stdout=subprocess.PIPE, text=True)
+        port = int(process.stdout.readline())
+    try: yield 'nginx' if nginx and not latency else 'Python', port
+    finally:
+        process.terminate()
+        process.wait()
+
+
 def make_sets(photos, work):
     "Two folders of files: photographs as they are, and a thousand that fit 500 pixels already. Gives class names by set."
     files = sorted(p for p in Path(photos).glob('*/*') if p.suffix.lower() in ('.jpg', '.jpeg'))
@@ -101,29 +132,32 @@ def measure(command):
     return dict(wall=time.monotonic() - t, cpu=usage.ru_utime + usage.ru_stime, memory=most/2**20, exit=process.returncode)
 
 
-def bench(photos, img2dataset=None, rounds=3, latencies=(0, 50)):
-    "A line a run: set, latency, round, tool, wall, cpu, memory, saved."
+def bench(photos, img2dataset=None, rounds=3, latencies=(0, 50), first=0):
+    "A line a run: set, latency, round (from `first`), tool, wall, cpu, memory, saved."
     work, res = Path(tempfile.mkdtemp()), []
     try:
         sets = make_sets(photos, work)
-        for latency in latencies:
-            for kind, labels in sets.items():
-                server = subprocess.Popen([sys.executable, __file__, '--serve', work/kind, '--latency', str(latency)], stdout=subprocess.PIPE, text=True)
-                try:
-                    write_lists(work/'lists', labels, int(server.stdout.readline()))
-                    for n in range(rounds):
-                        (work/'out').mkdir()
+        for n in range(first, first + rounds):
+            for latency in latencies:
+                for kind, labels in sets.items():
+                    (work/'out').mkdir()
+                    with server(work/kind, latency, work) as (name, port):
+                        write_lists(work/'lists', labels, port)
                         for tool, (command, where) in commands(work/'lists', work/'out', img2dataset).items():
                             found = measure(command)
-                            res.append(dict(set=kind, latency=latency, round=n, tool=tool, asked=len(labels), saved=sum(1 for p in where.rglob('*') if p.suffix in ('.jpg', '.png'))) | found)
-                            print(json.dumps(res[-1]), flush=True)
-                        shutil.rmtree(work/'out')
-                finally:
-                    server.kill()
-                    server.wait()
-                shutil.rmtree(work/'lists')
+                            res.append(dict(set=kind, latency=latency, round=n, tool=tool, server=name, asked=len(labels), saved=sum(1 for p in where.rglob('*') if p.suffix in ('.jpg', '.png'))) | found)
+                            print(json.dumps(res[-1]), file=sys.stderr, flush=True)
+                    shutil.rmtree(work/'out')
+                    shutil.rmtree(work/'lists')
     finally: shutil.rmtree(work)
     return res
+
+
+def machine():
+    "What it was measured on."
+    names = [line.partition(':')[2].strip() for line in Path('/proc/cpuinfo').read_text().splitlines() if line.startswith('model name')] if Path('/proc/cpuinfo').exists() else []
+    return dict(processors=os.cpu_count(), processor=names[0] if names else platform.processor(), python=platform.python_version()) | {
+        p: importlib.metadata.version(p) for p in ('vegc', 'fastai', 'aiohttp', 'Pillow')}
 
 
 def medians(rows):
@@ -134,19 +168,28 @@ def medians(rows):
         some = [r for r in rows if (r['set'], r['latency']) == (kind, latency)]
         of = lambda tool, what: statistics.median(r[what] for r in some if r['tool'] == tool)  # noqa: E731, B023
         for tool in dict.fromkeys(r['tool'] for r in some):
-            line = dict(set=kind, latency_ms=latency, tool=tool, saved=int(of(tool, 'saved')), cpu_s=round(of(tool, 'cpu'), 1), wall_s=round(of(tool, 'wall'), 1), memory_mb=round(of(tool, 'memory')))
+            line = dict(set=kind, latency_ms=latency, tool=tool, rounds=sum(r['tool'] == tool for r in some), saved=int(of(tool, 'saved')), cpu_s=round(of(tool, 'cpu'), 1), wall_s=round(of(tool, 'wall'), 1), memory_mb=round(of(tool, 'memory')))
             for what in ('cpu', 'wall', 'memory'): line[f'vegc/{what}'] = round(of('vegc', what)/of(tool, what), 2)
             res.append(line)
     return res
+
+
+def as_markdown(lines):
+    "Dicts as a table of Markdown."
+    cells = [list(lines[0]), *([str(v) for v in line.values()] for line in lines)]
+    return '\n'.join('| ' + ' | '.join(c) + ' |' for c in [cells[0], ['---']*len(cells[0]), *cells[1:]])
 
 
 if __name__ == '__main__':
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, kw in {'photos': {}, 'img2dataset': {}, 'rounds': dict(type=int, default=3), 'latencies': dict(type=int, nargs='+', default=[0, 50]), 'out': dict(default='ingest.json'), 'serve': {}, 'latency': dict(type=float, default=0.)}.items():
         parser.add_argument(f'--{name}', **kw)
+    parser.add_argument('--show', action='store_true')
     args = parser.parse_args()
     if args.serve: asyncio.run(_serve(args.serve, args.latency))
     else:
-        rows = bench(args.photos, args.img2dataset, args.rounds, args.latencies)
-        Path(args.out).write_text(json.dumps(rows, indent=1))
-        for line in medians(rows): print(line)
+        old = json.loads(Path(args.out).read_text()) if Path(args.out).exists() else dict(machine=machine(), rows=[])
+        if not args.show:
+            old['rows'] += bench(args.photos, args.img2dataset, args.rounds, args.latencies, 1 + max((r['round'] for r in old['rows']), default=-1))
+            Path(args.out).write_text(json.dumps(old, indent=1) + '\n')
+        print(as_markdown(medians(old['rows'])))

@@ -4,7 +4,7 @@
     plant_near_copies(photos, out, seed=0)   # a table of what was planted; `out` is a folder a class, ready for `vegc add`
     python nbs/bench/planting.py PHOTOS OUT [--n 153] [--seed 0] [--each 1]
 
-PHOTOS is a folder a class, or a list of files. An original is never written to; its copy is OUT/<class>/<name>+<change>.jpg."""
+PHOTOS is a folder a class, or a list of files. An original is never written to; its copy is OUT/<class>/<name>+<change>+<seed>.jpg."""
 import argparse
 from pathlib import Path
 
@@ -48,7 +48,7 @@ def plant_near_copies(
     rng, rows = np.random.default_rng(seed), []
     for k, i in enumerate(rng.permutation(len(files))[:n]):
         for how in (changes[(k + j) % len(changes)] for j in range(each)):
-            copy = Path(out)/files[i].parent.name/f'{files[i].stem}+{how}.jpg'
+            copy = Path(out)/files[i].parent.name/f'{files[i].stem}+{how}+{seed}.jpg'
             copy.parent.mkdir(parents=True, exist_ok=True)
             with Image.open(files[i]) as im: new = changed(im.convert('RGB'), how, rng)
             new.save(copy, quality=int(rng.integers(25, 60)) if how == 'recompressed' else 88)
