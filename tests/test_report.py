@@ -16,7 +16,7 @@ import vegc.evaluate
 import vegc.page
 import vegc.report
 from vegc.core import UsageError
-from vegc.dataset import ImageDataset
+from vegc.dataset import ImageDataset, manifest_frame, write_manifest
 from vegc.evaluate import compare, evaluate, linear_predictions, predictions, test_looks
 from vegc.health import class_facts, funnel
 from vegc.ingest import add
@@ -183,7 +183,6 @@ def test_an_untrained_dataset_gets_a_health_report(untrained):
 
 def test_lists_are_counted_as_the_plan_counts_them(tmp_path):
     from vegc.lists import plan
-    from vegc.dataset import manifest_frame, write_manifest
     ds = ImageDataset(tmp_path / 'set', subject='other')
     (ds.path / 'urls').mkdir()
     (ds.path / 'urls/a.csv').write_text('https://x.example/1\n\n\nhttps://x.example/2\nhttps://x.example/2\nhttps://x.example/3\nhttps://x.example/4')
@@ -231,6 +230,23 @@ def test_people_are_never_shown(dataset, tmp_path):
     html = report(toml.parent, 'raw', pixels=True).read_text('utf-8')
     assert 'img' not in Asked(html).tags and 'data:image' not in html
     assert 'The twelve worst pictures' in html and 'not a fact about anybody' in html
+    assert 'A cell shows its pictures' not in html, 'nor promised'
+
+
+def test_licenses_are_listed_and_pictures_of_others_are_pointed_out(untrained, tmp_path):
+    ds = copy_of(untrained, tmp_path / 'set')
+    assert 'The pictures were taken from files' in report(ds).read_text('utf-8')
+    rows = ds.df.assign(url=[f'https://{"ab"[i % 2]}.example/{i}.png' for i in range(len(ds.df))])
+    rows['license'] = ['CC BY 4.0' if i % 3 == 0 else None for i in range(len(rows))]
+    rows['creator'] = ['An' if i % 3 == 0 else None for i in range(len(rows))]
+    write_manifest(ds.manifest_path, manifest_frame(rows))
+    ds = ImageDataset(ds.path)
+    known, n = int(ds.df[ds.df.path.isin(ds.labels.path)].drop_duplicates('path').license.notna().sum()), len(ds.labels)
+    html = report(ds).read_text('utf-8')
+    text = text_of(html)
+    assert f'came from 2 hosts; for {n - known} no license is known' in text and f'CC BY 4.0 {known} 1' in text and f'not known {n - known} 0' in text
+    assert f'This page holds {html.count("<img")} small copies' in text and '--no-pixels makes one without' in text
+    assert 'small copies' not in report(ds, pixels=False).read_text('utf-8'), 'nothing to point out where nothing is shown'
 
 
 def test_no_pixel_is_read_when_none_is_shown(dataset, tmp_path, monkeypatch):

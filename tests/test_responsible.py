@@ -23,6 +23,7 @@ ALLOWED_OUTPUTS: dict[str, str] = {
     'nbs/18_overlap.ipynb': "crops of scikit-learn's sample photograph of a flower",
     'nbs/23_split.ipynb': 'a chart of made-up group sizes',
     'nbs/24_data.ipynb': 'squares of one colour, drawn in the notebook',
+    'nbs/30_train.ipynb': 'curves of losses and rates on digits',
     'nbs/35_heads.ipynb': "a chart of trials on the numbers of scikit-learn's digits",
     'nbs/45_fonts.ipynb': 'a chart of made-up numbers',
     'nbs/51_plots.ipynb': 'charts: of made-up numbers, and of what a regression and a small network say about digits',
@@ -31,7 +32,7 @@ ALLOWED_OUTPUTS: dict[str, str] = {
     'nbs/55_baselines.ipynb': "charts of accuracies on scikit-learn's digits",
     'nbs/56_growth.ipynb': "a chart of accuracies on scikit-learn's digits",
     'nbs/71_demo.ipynb': "scikit-learn's digits drawn by the program, partly on crops of scikit-learn's sample photographs of a temple and a flower",
-    'nbs/bench/split.ipynb': 'a chart of similarities; no photograph of those it was measured on',
+    'nbs/bench/train.ipynb': 'a chart of costs and accuracies; no photograph of those it was measured on',
     'nbs/studies/00_walkthrough.ipynb': "scikit-learn's digits drawn by the program, partly on crops of scikit-learn's sample photographs of a temple and a flower",
 }
 

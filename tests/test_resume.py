@@ -136,12 +136,25 @@ def test_after_a_power_cut_pictures_are_read_again_and_half_ones_fetched_anew(tm
         whole(ds)
 
 
+def test_of_two_lines_about_a_row_the_later_counts_and_a_torn_one_does_not(tmp_path):
+    ds = ImageDataset(tmp_path/'ds', subject='objects')
+    journal = Journal(ds.journal_path)
+    for key, status in (('a', 'failed'), ('b', 'ok'), ('a', 'ok'), ('c', 'failed')): journal.add(dict(key=key, url=f'u{key}', given_label='x', status=status, rank='7'))
+    journal.close()
+    with open(ds.journal_path, 'ab') as f: f.write(b'{"key": "b", "url": "ub", "sta')
+    assert ds.df[['key', 'status', 'rank']].values.tolist() == [['b', 'ok', 7], ['a', 'ok', 7], ['c', 'failed', 7]]
+    ds.journal_path.write_bytes(ds.journal_path.read_bytes() + b'\n')
+    with pytest.raises(DatasetError, match='Line 5'): _ = ds.df
+
+
 def test_a_picture_that_vanished_from_the_disk_is_fetched_again(tmp_path):
     with FaultServer() as server:
         lists = write_lists(tmp_path/'lists', a=[server.url('/1'), server.url('/2')])
         ds = ingest(lists, tmp_path/'ds', subject='objects', allow_hosts='127.0.0.1').dataset
+        ds.update(ds.df.assign(split=['train', 'test'], duplicate_group=['g', 'h']), ['split', 'duplicate_group'])
         (ds.path/ds.df.path[0]).unlink()
         assert ingest(lists, ds, allow_hosts='127.0.0.1').counts['requested'] == 1
+        assert list(ds.df.split) == ['train', 'test'] and list(ds.df.duplicate_group) == ['g', 'h']
         assert (server.asked['/1'], server.asked['/2']) == (2, 1)
         whole(ds)
 

@@ -92,14 +92,14 @@ def test_a_large_group_is_named_with_what_to_do(tmp_path):
 
 # --- nothing moves --------------------------------------------------------------------------------------------
 
-FAMILIES = 16  # the first twelve: a scene and two copies of it; the last four: its left part, its right part, and the whole, which bridges them
+FAMILIES = 16  # the first twelve: a scene and two copies of it; the last four: its left part, its right part, the whole, which bridges them, and a copy of the left part
 
 
 def family(f, rng):
-    "Three pictures; the parts of a scene share too little to be copies of each other."
+    "Pictures of one scene; its two parts share too little to be copies of each other."
     im = scene(f, (320, 240))
     if f < 12: return [im, changed(im, 'resized', rng), changed(im, 'mirrored', rng)]
-    return [im.crop((0, 0, 208, 240)), im.crop((112, 0, 320, 240)), im]
+    return [left := im.crop((0, 0, 208, 240)), im.crop((112, 0, 320, 240)), im, changed(left, 'resized', rng)]
 
 
 @pytest.fixture(scope='module')
@@ -126,7 +126,7 @@ def best_reachable(sizes, have, shares=SHARES):
 def linked(name, other):
     "Whether two pictures of the pool are copies; the two parts of a scene are not."
     (f, k), (g, m) = name, other
-    return f == g and (f < 12 or 2 in (k, m))
+    return f == g and (f < 12 or 2 in (k, m) or {k, m} == {0, 3})
 
 
 def expected(fresh, known):
@@ -142,7 +142,7 @@ def expected(fresh, known):
 
 
 STEPS = st.lists(st.one_of(
-    st.tuples(st.just('add'), st.lists(st.tuples(st.integers(0, FAMILIES - 1), st.integers(0, 2)), min_size=1, max_size=12)),
+    st.tuples(st.just('add'), st.lists(st.one_of(st.tuples(st.integers(0, 11), st.integers(0, 2)), st.tuples(st.integers(12, FAMILIES - 1), st.integers(0, 3))), min_size=1, max_size=12)),
     st.tuples(st.sampled_from(['exclude', 'relabel', 'keep']), st.integers(0, 47)), st.tuples(st.just('again'), st.just(0)),
     st.tuples(st.just('undo'), st.just(0)), st.tuples(st.just('merge'), st.sampled_from(['', 'slug,merge_into\na,b\n', 'slug,drop\na,yes\n']))), min_size=2, max_size=7)
 FIRST = ('add', [(0, 0), (0, 1), (2, 0), (3, 0), (5, 2), (8, 0), (9, 1), (12, 0), (12, 1), (13, 0), (13, 1), (14, 0), (14, 1), (15, 0), (15, 1)])
@@ -150,7 +150,7 @@ FIRST = ('add', [(0, 0), (0, 1), (2, 0), (3, 0), (5, 2), (8, 0), (9, 1), (12, 0)
 
 # no shrinking: an example takes a second, and the steps of a failing one are few
 @settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], phases=[Phase.explicit, Phase.reuse, Phase.generate])
-@example([('add', [(12, 2), (13, 2), (14, 2), (15, 2)]), ('exclude', 3), ('add', [(0, 2), (3, 1), (9, 0)]), ('again', 0), ('relabel', 1)], 0)
+@example([('add', [(12, 2), (13, 2), (14, 2), (15, 2)]), ('exclude', 3), ('add', [(0, 2), (3, 1), (9, 0), (12, 3), (13, 3), (14, 3), (15, 3)]), ('again', 0), ('relabel', 1)], 0)
 @given(STEPS, st.integers(0, 3))
 def test_no_split_changes_in_any_order(pool, tmp_path_factory, steps, seed):
     "Add, fetch again, exclude, relabel, undo, merge and drop classes, in any order: every picture's split is as the links say, and stays."
@@ -242,14 +242,13 @@ def _frame(classes):
                              sha256=[f'{i:064}' for i in range(len(classes))]))
 
 
-def test_group_by_many_hosts_evens_out():
-    "Two hundred hosts, each with pictures of several of eight classes and nothing single."
+def test_hosts_with_many_classes_even_out():
+    "Sixty hosts of very different sizes, each with pictures of several of eight classes and none for itself: moving hosts brings the furthest class from 6.5 to 4.4 points."
     rng = np.random.default_rng(0)
-    host = np.sort(rng.choice(200, 6000))
-    im = _frame((rng.integers(0, 4, 200)[host] + rng.integers(0, 3, 6000)) % 8)
-    split_of = assign_splits(im, host, SHARES, 1).split
-    off = pd.crosstab(im.given_label, split_of)[list(SPLITS)]
-    assert (off.div(off.sum(axis=1), axis=0) - SHARES).abs().to_numpy().max() <= .02
+    host = np.sort(rng.choice(60, 3000, p=rng.dirichlet(np.full(60, .8))))
+    im = _frame((rng.integers(0, 8, 60)[host] + rng.integers(0, 3, 3000)) % 8)
+    off = pd.crosstab(im.given_label, assign_splits(im, host, SHARES, 0).split)[list(SPLITS)]
+    assert (off.div(off.sum(axis=1), axis=0) - SHARES).abs().to_numpy().max() <= .05
 
 
 def test_half_a_point_where_group_sizes_allow():

@@ -101,7 +101,7 @@ def _clean_until(data: bytes, pos: int) -> int:  # 0 where something else comes 
 class _WatchedJpeg(io.BytesIO):
     "A one-scan JPEG, handed to the decoder in three portions; `odd()` tells whether it ended too early or too late."
     def __init__(self, data: bytes, eoi: int):
-        self.stops, self.image, self.seen = [eoi - 10, eoi + 6], None, []
+        self.stops, self.image, self.seen = [eoi - 3, eoi + 6], None, []
         super().__init__(data[:eoi - 2] + b'\x25'*8 + b'\xff\xd9')
 
     def read(self, n: int=-1) -> bytes:

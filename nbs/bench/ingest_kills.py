@@ -33,7 +33,9 @@ class Server(threading.Thread):
         await server.serve_forever()
 
     async def answer(self, reader, writer):
-        while head := await reader.readuntil(b'\r\n\r\n'):
+        while True:
+            try: head = await reader.readuntil(b'\r\n\r\n')
+            except (asyncio.IncompleteReadError, ConnectionError): return writer.close()  # whoever asked is dead
             path = head.split(b' ', 2)[1].decode()
             body = self.bodies.get(path)
             if body: self.asked[path] += 1
