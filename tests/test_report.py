@@ -230,6 +230,7 @@ def test_people_are_never_shown(dataset, tmp_path):
     html = report(toml.parent, 'raw', pixels=True).read_text('utf-8')
     assert 'img' not in Asked(html).tags and 'data:image' not in html
     assert 'The twelve worst pictures' in html and 'not a fact about anybody' in html
+    assert 'A cell shows its pictures' not in html, 'nor promised'
 
 
 def test_licenses_are_listed_and_pictures_of_others_are_pointed_out(untrained, tmp_path):
