@@ -120,7 +120,7 @@ class EpochLog(Callback):
 
     def after_batch(self):
         if not self.training: return
-        self.losses.append(float(self.loss))
+        self.losses.append(float(self.loss.detach()))
         self.bar.update(1)
 
     def after_epoch(self):
