@@ -25,7 +25,7 @@ SCRIPT = textwrap.dedent('''
     import json, sys
     import torch
     from safetensors.torch import save_file
-    from vegc.distributed import ranks, this_rank
+    from vegc.ranks import ranks, this_rank
     from vegc.train import train
     dataset, out, how = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
     learn = train(dataset, **how)
@@ -88,7 +88,7 @@ def test_without_chance_two_processes_follow_the_path_of_one(digits, tmp_path):
         from accelerate import notebook_launcher
         from safetensors.torch import save_file
         from vegc.data import dataloaders
-        from vegc.distributed import join_ranks, ranks, this_rank
+        from vegc.ranks import join_ranks, ranks, this_rank
         from vegc.train import fit_body, image_learner
 
         def work(dataset, out):

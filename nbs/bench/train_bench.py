@@ -23,7 +23,7 @@ from pathlib import Path
 ARCH, SIZE = 'efficientnet_lite0', 160
 # The unfrozen part as it is: epochs, the first of them on smaller pictures; batch; rates of early layers, late layers and head; side that
 # training pictures are read at; first blocks that stay frozen; decay; statistics of batch norm.
-NOW = dict(epochs=10, small=7, bs=32, rates=(2e-4, 6e-4, 1e-3), read=192, frozen=0, decay=.01, norm='batch')
+NOW = dict(epochs=10, small=7, bs=16, rates=(2e-4, 6e-4, 1e-3), read=192, frozen=0, decay=.01, norm='batch')
 
 
 def cpu(): return sum(os.times()[:4])
@@ -201,9 +201,10 @@ def full(ds, seed):
 
 WAYS = {
     'once: 4 epochs, batches of 64, read at 160': dict(epochs=4, small=0, bs=64, rates=(2e-4, 4.5e-4, 1e-3), read=160),
-    'batches of 32, read at 192, 6 epochs': dict(epochs=6, small=0),
+    'batches of 32, read at 192, 6 epochs': dict(epochs=6, small=0, bs=32),
+    'batches of 32: 10 epochs, 7 of them at 128': dict(bs=32),
     'now: 10 epochs, 7 of them at 128': {},
-    'first blocks frozen: 14 epochs, 10 of them at 128': dict(epochs=14, small=10, frozen=2),
+    'first blocks frozen: 14 epochs, 10 of them at 128': dict(epochs=14, small=10, frozen=2, bs=32),
     'stored batch norm: 10 epochs, 7 of them at 128': dict(norm='stored'),
     'more decay: 10 epochs, 7 of them at 128': dict(decay=.05)}
 
