@@ -23,7 +23,7 @@ from torch import nn
 from .core import UsageError
 from .data import BALANCE, class_weights, oversampled
 from .features import best_device
-from .train import FeatureLoader, SeedEpoch, _optimizer, enough_steps
+from .train import FeatureLoader, SeedEpoch, _optimizer
 
 # %% ../nbs/35_heads.ipynb #5ad0429e
 def _training_rows(y: np.ndarray, balance: str | None, seed: int) -> np.ndarray:
@@ -59,7 +59,7 @@ def head_probabilities(
     rows = _training_rows(y, balance, seed)
     a, b = torch.from_numpy(np.asarray(x, np.float32)[rows]), torch.from_numpy(np.asarray(y)[rows])
     weights = class_weights(y, range(n_classes))[y] if balance == 'sampling' else None
-    bs = min(bs, enough_steps(len(a)), len(a))
+    bs = min(bs, len(a))
     train = FeatureLoader(a, b, bs, weights, shuffle=True, drop_last=len(a) > bs)
     dls = DataLoaders(train, FeatureLoader(a[:2], b[:2], 2), device=torch.device(best_device()))  # fastai wants something to validate on
     dls.n_inp = 1

@@ -15,7 +15,7 @@ import pandas as pd
 
 from .core import DatasetError, UsageError, sha256_hex, table_text, utc_now, warn
 from .dataset import ImageDataset, Journal, read_jsonl
-from .duplicates import NEIGHBOURS, exact_pairs, feature_pairs, group_numbers, hash_pairs, join_pairs, kept_axes, least_similarity, pairs_frame, prove_pairs
+from .duplicates import NEIGHBOURS, exact_pairs, feature_pairs, group_numbers, hash_pairs, join_pairs, kept_axes, least_similarity, pairs_frame, prove_pairs, with_twins
 from .features import cached_features, stored_features
 from .images import ImageProblem, phash_mirrored
 from .models import WeightsError
@@ -137,7 +137,8 @@ def duplicate_pairs(
         rows, x = found
         seen = _candidates(_means(x), min_similarity)
         near = pd.concat([near, seen.assign(a=solid[rows][seen.a], b=solid[rows][seen.b])]).sort_values('margin', ascending=False, kind='stable').drop_duplicates(['a', 'b'])
-    return join_pairs(exact_pairs(images.sha256), prove_pairs(near, lambda i: _thumb(dataset.path/images.path[i]), mirror))
+    near = prove_pairs(near, lambda i: _thumb(dataset.path/images.path[i]), mirror)
+    return join_pairs(exact_pairs(images.sha256), with_twins(near, images.sha256))
 
 # %% ../nbs/23_split.ipynb #a1e63c58
 GROUP_BY = ('host', 'creator', 'query')

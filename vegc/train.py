@@ -23,7 +23,6 @@ from fastai.callback.core import Callback
 from fastai.callback.progress import ProgressCallback
 from fastai.callback.schedule import fit_one_cycle, lr_find  # noqa: F401 — they patch Learner
 from fastai.callback.tracker import EarlyStoppingCallback
-from fastai.callback.training import BnFreeze
 from fastai.data.core import DataLoaders
 from fastai.data.load import DataLoader
 from fastai.learner import Learner
@@ -38,7 +37,7 @@ from .data import class_weights, dataloaders, oversampled
 from .dataset import ImageDataset
 from .distributed import across_ranks, agreed, bare, in_turn, join_ranks, ranks, this_rank
 from .features import best_device, cached_features
-from .models import bf16_helps, bf16_trains, find_arch, image_body, image_model, n_features, param_groups, weights_hash
+from .models import bf16_helps, bf16_trains, find_arch, fold_batchnorm, image_body, image_model, n_features, param_groups, weights_hash
 from .stages import (LeakError, StageInfo, check_leaks, leaked, load_model, new_stage, save_stage,  # noqa: F401 — whoever trains needs them
                          stage_folder, stage_info, stages)
 
@@ -188,8 +187,22 @@ def _fast_forward(model: nn.Module, device: str, bf16: bool=False):
 def enough_steps(
     n: int,      # training pictures
 ) -> int:        # a power of two, 16 or more
-    "The largest batch that leaves at least 64 steps in an epoch."
-    return max(16, 1 << max(1, n//64).bit_length() - 1)
+    "The largest batch that leaves at least 128 steps in an epoch."
+    return max(16, 1 << max(1, n//128).bit_length() - 1)
+
+# %% ../nbs/30_train.ipynb #5d0c9a72
+@contextmanager
+def _frozen_body(learn: Learner):
+    "Inside the block the body's answers come from a folded copy, without gradients, in bfloat16 where that is faster."
+    body, device = learn.model[0], learn.dls.device or torch.device('cpu')
+    folded = fold_batchnorm(body, learn.info.size).to(device, memory_format=torch.channels_last)
+    bf16 = bf16_helps(device.type)
+    @torch.no_grad()
+    def forward(x):
+        with torch.autocast(device.type, torch.bfloat16, enabled=bf16): return folded(x).float()
+    body.forward = forward
+    try: yield
+    finally: del body.forward
 
 # %% ../nbs/30_train.ipynb #c2b4eed4
 def fit_head(
@@ -199,13 +212,14 @@ def fit_head(
     *,
     cached: bool=True,       # on cached features; False: through the frozen body, with augmentation
     views: int=1,            # versions of each training picture, when cached: itself, and views - 1 augmented ones
-    bs: int=64,              # feature vectors a batch at most, when cached
+    bs: int=64,              # feature vectors a batch, when cached
     patience: int | None=None,  # stop when the valid loss has not fallen for so many epochs
 ) -> Learner:                # with the best epoch's weights
     "Train the head with the body frozen. Raises `DatasetError`."
     lr = 2e-3 if lr is None else lr
     learn.freeze()
-    if not cached: return _fit(learn, 'frozen', epochs, lr, cbs=[BnFreeze()], patience=patience)  # else a frozen body's batch norms go on moving
+    if not cached:
+        with _frozen_body(learn): return _fit(learn, 'frozen', epochs, lr, patience=patience)
     head = _head_learner(learn, bs, views)
     with head.no_bar(): _fit(head, 'frozen', epochs, lr, patience=patience)
     return _fill_recorder(learn)
@@ -232,7 +246,7 @@ def _head_learner(learn: Learner, bs: int, views: int=1) -> Learner:
     rows = rows[rows.split == 'train']
     x, y = (torch.cat(v) for v in zip(*[part(rows, view) for view in range(views)], strict=True))
     weights = class_weights(rows.label, classes)[y.numpy()] if src.balance == 'sampling' else None
-    bs = min(bs, enough_steps(len(x)), len(x))
+    bs = min(bs, len(x))
     dls = DataLoaders(FeatureLoader(x, y, bs, weights, shuffle=True, drop_last=len(x) > bs),
                       FeatureLoader(*part(src.items[src.items.split == 'valid']), bs=512), device=learn.dls.device)
     dls.n_inp = 1
