@@ -12,9 +12,11 @@ from typer.testing import CliRunner
 from vegc import cli
 from vegc.core import VegcError
 from vegc.dataset import ImageDataset
-from vegc.evaluate import evaluate, predictions, stage_temperature
+from vegc.evaluate import embeddings, evaluate, predictions, stage_temperature
 from vegc.export import export, load_model_file, predict, write_model_file
+from vegc.features import pixel_batches, pooled
 from vegc.ingest import add
+from vegc.issues import bulk_distance, fit_bulk
 from vegc.metrics import calibration_error, scaled, scaled_confidence, unsure_table
 from vegc.stages import save_stage
 from vegc.train import load_stage, train
@@ -100,6 +102,8 @@ def test_files_from_before_still_load_and_a_damaged_temperature_does_not(dataset
     told = predict(before, [dataset.path / p for p in table.path])
     np.testing.assert_allclose(probabilities(told), probabilities(table), atol=2e-5)
     assert before.temperature == 1 and before.cost(.5) is None
+    assert list(told)[-1] == 'outlier' and told.outlier.isna().all() and told.outlier.dtype == float
+    assert before(dataset.path / table.path[0])[0]['outlier'] is None, 'null in JSON, never NaN'
     for bad in (0, -1, float('nan')):
         write_model_file(tmp_path / 'bad.safetensors', model, old | dict(temperature=bad))
         with pytest.raises(VegcError, match='above 0'): load_model_file(tmp_path / 'bad.safetensors')
@@ -109,5 +113,60 @@ def test_without_a_valid_part_the_network_speaks_for_itself(dataset, tmp_path):
     import shutil
     ds = ImageDataset(shutil.copytree(dataset.path, tmp_path / 'set'))
     ds.update(ds.images[ds.images.split == 'valid'].assign(split='none'), ['split'])
-    model = load_model_file(export(ds, 'sure', tmp_path / 'm.safetensors'))
-    assert model.temperature == 1 and model.about['unsure'] == []
+    with pytest.warns(match='no outlier score: .*no picture in the valid split'): file = export(ds, 'sure', tmp_path / 'm.safetensors')
+    model = load_model_file(file)
+    assert model.temperature == 1 and model.about['unsure'] == [] and model.about['outlier'] is None
+    assert predict(model, ds.path / ds.images.path[0]).outlier.isna().all()
+
+
+def off_topic():
+    "Noise, stripes, a chequered board, lines of writing, flat colours of the kinds that no class has."
+    rng, fine = np.random.default_rng(1), np.indices((24, 24))
+    drawn = [(fine[1] // k % 2)*255 for k in (1, 2, 3)] + [(fine.sum(0) // k % 2)*255 for k in (2, 4)] + [np.where(rng.random((24, 24)) < .3, 0, 255) for _ in range(3)]
+    flat = [np.full((24, 24, 3), c) for c in ((0, 0, 0), (255, 255, 255), (255, 255, 0), (0, 255, 255))]
+    return [np.asarray(x, np.uint8) for x in [*(np.repeat(d[..., None], 3, 2) for d in drawn), *flat, *rng.integers(0, 256, (8, 24, 24, 3))]]
+
+
+def test_off_topic_pictures_are_more_unusual_than_held_out_ones(dataset, file):
+    held_out = predict(file, [dataset.path / p for p in predictions(dataset, 'sure', 'test').path])
+    told = predict(file, off_topic())
+    pairs = told.outlier.to_numpy()[:, None] - held_out.outlier.to_numpy()
+    auroc = ((pairs > 0) + .5*(pairs == 0)).mean()
+    assert auroc > .9, auroc
+    assert held_out.outlier.between(0, 1).all() and held_out.outlier.mean() == pytest.approx(.5, abs=.12), 'fresh pictures of the kind lie anywhere'
+
+
+def test_the_outlier_score_is_the_share_of_valid_pictures_nearer_to_the_bulk_of_train(dataset, file):
+    body, size = load_stage(dataset, 'sure').model.cpu().eval()[0], load_model_file(file).size
+    paths = {part: [dataset.path / p for p in predictions(dataset, 'sure', part).path] for part in ('valid', 'test')}
+    valid, test = (pooled(body, torch.cat(list(pixel_batches(p, size)))).numpy() for p in paths.values())
+    train = embeddings(dataset, 'sure', 'train')
+    fit = fit_bulk(train)
+    near = np.sort(bulk_distance(valid, *fit))
+    told = predict(file, paths['test'])
+    np.testing.assert_allclose(told.outlier, np.searchsorted(near, bulk_distance(test, *fit))/len(near), atol=1.5/len(near))
+    assert sorted(predict(file, paths['valid']).outlier) == pytest.approx(np.arange(len(near))/len(near), abs=.02), 'a valid picture has its own rank'
+    assert load_model_file(file).about['outlier'] == dict(train=len(train), valid=len(valid))
+
+
+def test_a_score_changes_nothing_else_and_a_reader_that_does_not_know_it_sees_none(dataset, file, tmp_path):
+    with safe_open(file, 'pt') as f:
+        meta, axes = f.metadata(), f.get_tensor('bulk_axes')
+        added = sum(f.get_tensor(k).nbytes for k in f.keys() if k.startswith('bulk_'))
+    plain = load_model_file(write_model_file(tmp_path / 'plain.safetensors', load_stage(dataset, 'sure').model, json.loads(meta['about'])))
+    paths = [dataset.path / p for p in predictions(dataset, 'sure', 'test').path] + [dataset.path / 'dataset.toml', off_topic()[0]]
+    a, b = predict(file, paths, unsure_below=.6), predict(plain, paths, unsure_below=.6)
+    pd.testing.assert_frame_equal(a.drop(columns='outlier'), b.drop(columns='outlier'))
+    assert list(a) == list(b) and a.outlier.isna().tolist() == (a.status == 'failed').tolist() and a.outlier.isna().sum() == 1
+    assert len(axes) <= 64 and added < 4000 + axes.nbytes + 8*axes.shape[1]
+    graph = json.loads(meta['graph'])
+    assert graph['output'] != graph['outlier'] and 'output' in graph, 'the scores stay where readers of before look for them'
+
+
+def test_people_are_told_how_many_pictures_are_unusual(dataset, file, tmp_path):
+    for i, x in enumerate(off_topic()): Image.fromarray(x).save(tmp_path / f'{i}.png')
+    (tmp_path / 'no.png').write_text('no picture')
+    run = CliRunner().invoke(cli.app, ['predict', str(file), str(tmp_path), '--csv', str(tmp_path / 'told.csv')])
+    table = pd.read_csv(tmp_path / 'told.csv')
+    assert list(table)[-1] == 'outlier' and len(table) == len(off_topic()) + 1
+    assert f'{(table.outlier >= .99).sum()} of {len(off_topic())} are more unusual than 99 % of the valid pictures' in run.stdout

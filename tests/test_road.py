@@ -233,6 +233,9 @@ def test_a_bare_environment_predicts_the_same_from_bytes(trained, tmp_path):
     calibrated = scaled(table[cols].to_numpy(), load_model_file(file).temperature)
     np.testing.assert_allclose([[r[c] for c in cols] for r in told], calibrated[:12], atol=1e-5)
     assert [r['predicted_label'] for r in told] == table.predicted_label[:12].tolist()
+    here = predict(file, [trained.path / p for p in table.path[:12]])
+    np.testing.assert_allclose([r['outlier'] for r in told], here.outlier, atol=1e-6)
+    assert list(told[0]) == list(here)
 
 
 def test_an_exported_model_is_judged_on_a_folder(trained, tmp_path):

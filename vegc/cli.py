@@ -469,7 +469,9 @@ def _predict(model: Annotated[Path, typer.Argument(metavar='FILE', help='A model
     if csv is not None: _write_csv(table, csv)
     shown = table if as_json else table[[c for c in table if not c.startswith('p_')]]
     _show(shown, as_json)
-    if not as_json and unsure_below is not None and (cost := loaded.cost(unsure_below)): print(_price(cost))
+    if as_json: return
+    if unsure_below is not None and (cost := loaded.cost(unsure_below)): print(_price(cost))
+    if table.outlier.notna().any(): print(f'\n{(table.outlier >= .99).sum()} of {table.outlier.count()} are more unusual than 99 % of the valid pictures (column outlier).')
 
 def _price(cost: dict) -> str:
     return (f'\nOn the valid pictures a threshold of {cost["threshold"]:.2f} leaves {cost["share"]:.0%} answered, {cost["accuracy"]:.1%} of them rightly '

@@ -17,12 +17,12 @@ import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 
-from .core import UsageError, VegcError, replacing
+from .core import UsageError, VegcError, replacing, warn
 from .images import ImageProblem, load_rgb
 
 # %% ../nbs/60_export.ipynb #d30765f9
 def graph_of(
-    model: torch.nn.Module,  # 0–1 RGB [n, 3, height, width] → scores [n, classes]
+    model: torch.nn.Module,  # 0–1 RGB [n, 3, height, width] → scores [n, classes]; or these and outlier [n]
     size: tuple[int, int],   # height, width
 ) -> tuple[dict, dict[str, torch.Tensor]]:  # operations for JSON, tensors
     "A network as operations and tensors, for any number of pictures at once. Raises `VegcError` when it cannot be traced."
@@ -33,9 +33,10 @@ def graph_of(
     sig = program.graph_signature
     names = sig.inputs_to_parameters | sig.inputs_to_buffers
     tensors = {**program.state_dict, **program.constants}
-    nodes = [[n.name, _op_name(n.target), _encode(n.args), _encode(n.kwargs)] for n in program.graph.nodes if n.op == 'call_function']
-    output = next(n for n in program.graph.nodes if n.op == 'output').args[0][0].name
-    return dict(input=sig.user_inputs[0], tensors=names, nodes=nodes, output=output), {k: tensors[k].detach().clone().contiguous() for k in set(names.values())}
+    calls = [n for n in program.graph.nodes if n.op == 'call_function' and '_assert_tensor_metadata' not in str(n.target)]  # checks of the tracing machine's device
+    nodes = [[n.name, _op_name(n.target), _encode(n.args), _encode(n.kwargs)] for n in calls]
+    outputs = [n.name for n in next(n for n in program.graph.nodes if n.op == 'output').args[0]]
+    return dict(input=sig.user_inputs[0], tensors=names, nodes=nodes, **dict(zip(('output', 'outlier'), outputs))), {k: tensors[k].detach().clone().contiguous() for k in set(names.values())}
 
 # %% ../nbs/60_export.ipynb #a25759fa
 def _op_name(target: Any) -> str:
@@ -77,11 +78,11 @@ class GraphModel(torch.nn.Module):
         self.place = {k: k.replace('.', '__') for k in tensors}
         for k, t in tensors.items(): self.register_buffer(self.place[k], t)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        "0–1 RGB [n, 3, height, width] → scores [n, classes]."
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        "0–1 RGB [n, 3, height, width] → scores [n, classes], and outlier [n] where the list ends in one."
         results = {self.graph['input']: x} | {k: getattr(self, self.place[v]) for k, v in self.graph['tensors'].items()}
         for name, op, args, kwargs in self.steps: results[name] = op(*_decode(args, results), **_decode(kwargs, results))
-        return results[self.graph['output']]
+        return results[self.graph['output']], results.get(self.graph.get('outlier'))
 
 # %% ../nbs/60_export.ipynb #d12a22ea
 def export(
@@ -96,9 +97,11 @@ def export(
     model, info = load_model(dataset, stage)
     names = dataset.names
     temperature, unsure = _honest(dataset, stage)
+    try: model, seen = _with_outlier(dataset, stage, model, info)
+    except VegcError as e: seen = warn(f'The model file gets no outlier score: {e}')
     about = dict(format='vegc-model', schema=1, name=stage, dataset=info.dataset, subject=dataset.config.subject, arch=info.arch, size=list(info.size),
                  classes=info.classes, names=[names.get(c, c) for c in info.classes], trained_on=len(info.trained_on), best=info.best,
-                 versions=info.versions, created=info.created, temperature=temperature, unsure=unsure)
+                 versions=info.versions, created=info.created, temperature=temperature, unsure=unsure, outlier=seen)
     return write_model_file(path, model, about)
 
 def _honest(dataset: Any, stage: str) -> tuple[float, list[dict]]:
@@ -111,9 +114,39 @@ def _honest(dataset: Any, stage: str) -> tuple[float, list[dict]]:
     confidence, _ = scaled_confidence(p.to_numpy(), p.columns.get_indexer('p_' + t.label) % (p.shape[1] + 1))
     return temperature, unsure_table(confidence, (t.label == t.predicted_label).to_numpy(), np.arange(1, 0, -.02)).to_dict('records')
 
+# %% ../nbs/60_export.ipynb #b81d03e7
+class _WithOutlier(torch.nn.Sequential):
+    "Body and head that also say which share of the valid pictures lies nearer to the bulk of the train pictures."
+    @torch.no_grad()
+    def __init__(self, model: torch.nn.Sequential, fit: tuple, valid: Iterable[torch.Tensor]):
+        super().__init__(*model.cpu().eval())
+        for name, t in zip(('mean', 'axes', 'variance', 'rest'), fit, strict=True): self.register_buffer(f'bulk_{name}', torch.tensor(t, dtype=torch.float32))
+        self.register_buffer('bulk_valid', torch.cat([self.distance(self[0](x)) for x in valid]).sort().values)
+
+    def distance(self, fmap: torch.Tensor) -> torch.Tensor:
+        from vegc.issues import bulk_distance
+        features = torch.cat([fmap.amax((2, 3)), fmap.mean((2, 3))], 1)  # pooled as `cached_features` are
+        return bulk_distance(features, self.bulk_mean, self.bulk_axes, self.bulk_variance, self.bulk_rest)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        fmap = self[0](x)
+        return self[1](fmap), torch.searchsorted(self.bulk_valid, self.distance(fmap))/len(self.bulk_valid)
+
+def _with_outlier(dataset: Any, stage: str, model: torch.nn.Sequential, info: Any) -> tuple[_WithOutlier, dict]:
+    "The model with an outlier score, and how many pictures a part it is from, at most 5,000 and 1,000. Raises `VegcError`."
+    from vegc.evaluate import predictions
+    from vegc.features import cached_features, pixel_batches
+    from vegc.issues import fit_bulk
+    valid, train = (predictions(dataset, stage, part).path.sample(frac=1, random_state=0)[:most].tolist() for part, most in (('valid', 1000), ('train', 5000)))
+    if min(len(train), len(valid)) < 20: raise VegcError('it takes 20 pictures of the train part and 20 of the valid part.')
+    fit = fit_bulk(cached_features(dataset, info.arch, info.size, paths=train, body=model[0]))
+    # features on disk are of half precision; what is compared with at predicting is computed as at predicting
+    return _WithOutlier(model, fit, pixel_batches([dataset.path/p for p in valid], info.size)), dict(train=len(train), valid=len(valid))
+
+# %% ../nbs/60_export.ipynb #3c95e2a0
 def write_model_file(
     path: str | os.PathLike,
-    model: torch.nn.Module,  # 0–1 RGB [n, 3, height, width] → scores [n, classes]
+    model: torch.nn.Module,  # 0–1 RGB [n, 3, height, width] → scores [n, classes]; or these and outlier [n]
     about: dict,             # at least name, size, classes
 ) -> Path:
     "Write any network as a model file. An existing file of another kind is not overwritten: `UsageError`."
@@ -140,21 +173,31 @@ class Predictor:
 
     def __repr__(self) -> str: return f'Predictor({self.name!r}: {len(self.classes)} classes, {self.size[0]}×{self.size[1]} pixels, {self.about.get("arch", "?")})'
 
-    @torch.inference_mode()
     def probabilities(self,
         items: Sequence[Any],      # paths, bytes, Pillow images, uint8 arrays [h, w, 3]
         bs: int=32,
     ) -> tuple[np.ndarray, list[str | None]]:  # float32 [n, classes], nan for what is no picture; why not, for each
         "Class probabilities at the model's temperature, in order."
-        p, problems = np.full((len(items), len(self.classes)), np.nan, np.float32), []
+        p, _, problems = self.judge(items, bs)
+        return p, problems
+
+    @torch.inference_mode()
+    def judge(self,
+        items: Sequence[Any],      # as for `probabilities`
+        bs: int=32,
+    ) -> tuple[np.ndarray, np.ndarray, list[str | None]]:  # probabilities; outlier [n], nan where the file has none; why not, for each
+        "Class probabilities, and the share of the valid pictures that are less unusual, from one pass."
+        p, outlier, problems = np.full((len(items), len(self.classes)), np.nan, np.float32), np.full(len(items), np.nan), []
         for start in range(0, len(items), bs):
             chunk = [_read(item, self.size) for item in items[start:start + bs]]
             problems += [None if isinstance(c, np.ndarray) else c for c in chunk]
             good = [start + i for i, c in enumerate(chunk) if isinstance(c, np.ndarray)]
             if not good: continue
             x = torch.from_numpy(np.stack([chunk[i - start] for i in good])).permute(0, 3, 1, 2).float().div_(255)
-            p[good] = self.model(x).div_(self.temperature).softmax(1).numpy()
-        return p, problems
+            scores, far = self.model(x)
+            p[good] = scores.div_(self.temperature).softmax(1).numpy()
+            if far is not None: outlier[good] = far.numpy()
+        return p, outlier, problems
 
     def cost(self,
         unsure_below: float,
@@ -163,10 +206,10 @@ class Predictor:
         return min(self.about.get('unsure') or [], key=lambda r: abs(r['threshold'] - unsure_below), default=None)
 
     def __call__(self, items: Sequence[Any], unsure_below: float | None=None) -> list[dict]:
-        "One dict a picture: path, status, error_message, predicted_label, confidence, p_<class>. Needs no pandas."
+        "One dict a picture: path, status, error_message, predicted_label, confidence, p_<class>, outlier. Needs no pandas."
         items = list(expand(items))
-        p, problems = self.probabilities([item for _, item in items])
-        return [_row(path, probs, problem, self.classes, unsure_below) for (path, _), probs, problem in zip(items, p, problems, strict=True)]
+        judged = zip(items, *self.judge([item for _, item in items]), strict=True)
+        return [_row(path, p, outlier, problem, self.classes, unsure_below) for (path, _), p, outlier, problem in judged]
 
 # %% ../nbs/60_export.ipynb #22af3448
 def _read(item: Any, size: tuple[int, int]) -> np.ndarray | str:
@@ -177,12 +220,12 @@ def _read(item: Any, size: tuple[int, int]) -> np.ndarray | str:
     except FileNotFoundError: return 'not_found: there is no such file'
     except OSError as e: return f'unreadable: {e}'
 
-def _row(path: str, p: np.ndarray, problem: str | None, classes: list[str], unsure_below: float | None) -> dict:
+def _row(path: str, p: np.ndarray, outlier: float, problem: str | None, classes: list[str], unsure_below: float | None) -> dict:
     known = problem is None
     label, confidence = (classes[int(p.argmax())], float(p.max())) if known else (None, None)
     if known and unsure_below is not None and confidence < unsure_below: label = 'unsure'
     return dict(path=path, status='ok' if known else 'failed', error_message=problem or '', predicted_label=label, confidence=confidence,
-                **{f'p_{c}': float(v) if known else None for c, v in zip(classes, p, strict=True)})
+                **{f'p_{c}': float(v) if known else None for c, v in zip(classes, p, strict=True)}, outlier=None if np.isnan(outlier) else float(outlier))
 
 def expand(
     items: Any,                          # one or several of: path, folder, bytes, Pillow image, array
@@ -214,11 +257,11 @@ def predict(
     items: Any,                            # paths, folders, bytes, Pillow images, arrays; one or several
     *,
     unsure_below: float | None=None,       # name the label 'unsure' when the confidence is less
-):                                         # DataFrame: path, status, error_message, predicted_label, confidence, p_<class>…; without pandas a list of dicts
+):                                         # DataFrame: path, status, error_message, predicted_label, confidence, p_<class>…, outlier; without pandas a list of dicts
     "Predict pictures into a table, in the order given; what is no picture has status `failed` and a reason. Raises `UsageError`."
     model = model if isinstance(model, Predictor) else load_model_file(model)
     rows = model(items, unsure_below)
     try: import pandas as pd
     except ModuleNotFoundError: return rows
-    cols = ['path', 'status', 'error_message', 'predicted_label', 'confidence', *(f'p_{c}' for c in model.classes)]
-    return pd.DataFrame(rows, columns=cols)
+    cols = ['path', 'status', 'error_message', 'predicted_label', 'confidence', *(f'p_{c}' for c in model.classes), 'outlier']
+    return pd.DataFrame(rows, columns=cols).astype(dict(outlier=float))
