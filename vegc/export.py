@@ -36,7 +36,7 @@ def graph_of(
     calls = [n for n in program.graph.nodes if n.op == 'call_function' and '_assert_tensor_metadata' not in str(n.target)]  # checks of the tracing machine's device
     nodes = [[n.name, _op_name(n.target), _encode(n.args), _encode(n.kwargs)] for n in calls]
     outputs = [n.name for n in next(n for n in program.graph.nodes if n.op == 'output').args[0]]
-    return dict(input=sig.user_inputs[0], tensors=names, nodes=nodes, **dict(zip(('output', 'outlier'), outputs))), {k: tensors[k].detach().clone().contiguous() for k in set(names.values())}
+    return dict(input=sig.user_inputs[0], tensors=names, nodes=nodes, **dict(zip(('output', 'outlier'), outputs, strict=False))), {k: tensors[k].detach().clone().contiguous() for k in set(names.values())}
 
 # %% ../nbs/60_export.ipynb #a25759fa
 def _op_name(target: Any) -> str:
