@@ -306,7 +306,7 @@ def test_clean_hands_out_a_page_takes_in_what_comes_back_and_says_what_it_did(tm
     assert (tmp_path / 'review.html').read_text('utf-8').count('<article') == 2
     (tmp_path / 'd.csv').write_text('path,action,label,who,why\nimages/1.png,relabel,a,ana,an a\n', 'utf-8')
     told = call('clean', ds.path, '--decisions', tmp_path / 'd.csv')
-    assert 'an a' in told.output and '1 decisions written: 1 relabel' in told.output
+    assert 'an a' in told.output and '1 decision written: 1 relabel' in told.output
     assert 'Left alone: 1 decided so already' in call('clean', ds.path, '--decisions', tmp_path / 'd.csv').output
     facts = json.loads(call('clean', ds.path, '--auto', .8, '--json').stdout)
     assert [r['path'] for r in facts['rows']] == ['images/0.png'] and facts['left_alone'] == {'test pictures': 1, 'decided already': 1, 'not sure enough': 1}

@@ -258,7 +258,7 @@ MAY_UNLINK = {
     'core': {'replacing'},         # its own temporary file
     'dataset': {'run', 'update',   # the journal, once it is folded into the manifest
                 '_remove', '_drop_features'},  # what somebody asked to have removed
-    'ingest': {'_fill'},           # temporary files of a killed run
+    'ingest': {'_fill', '_put'},   # temporary files: of a killed run, and its own where writing failed
     'shards': {'_take'},           # the folder of a shard, once everything in it was taken over
 }
 

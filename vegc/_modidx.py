@@ -835,6 +835,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                             'vegc.plots.spread_out': ('plots.html#spread_out', 'vegc/plots.py'),
                             'vegc.plots.table_of': ('plots.html#table_of', 'vegc/plots.py')},
             'vegc.ranks': { 'vegc.ranks.agreed': ('ranks.html#agreed', 'vegc/ranks.py'),
+                            'vegc.ranks.averaged': ('ranks.html#averaged', 'vegc/ranks.py'),
                             'vegc.ranks.bare': ('ranks.html#bare', 'vegc/ranks.py'),
                             'vegc.ranks.in_turn': ('ranks.html#in_turn', 'vegc/ranks.py'),
                             'vegc.ranks.join_ranks': ('ranks.html#join_ranks', 'vegc/ranks.py'),

@@ -35,7 +35,7 @@ from torch import nn
 from .core import UsageError, progress, replacing, sha256_hex, warn
 from .data import class_weights, dataloaders, oversampled
 from .dataset import ImageDataset
-from .ranks import agreed, bare, in_turn, join_ranks, ranks, this_rank
+from .ranks import agreed, averaged, bare, in_turn, join_ranks, ranks, this_rank
 from .features import best_device, cached_features
 from .models import bf16_helps, bf16_trains, find_arch, fold_batchnorm, image_body, image_model, n_features, param_groups, weights_hash
 from .stages import (LeakError, StageInfo, check_leaks, leaked, load_model, new_stage, save_stage,  # noqa: F401 — whoever trains needs them
@@ -126,7 +126,7 @@ class EpochLog(Callback):
         if self.epoch < self.start: return  # fastai skips over it, but says so all the same
         self.bar.close()
         valid_loss, acc = (float(v) for v in self.recorder.log[2:4])  # fastai's own training loss is smoothed over epochs, and a stopped run forgets them
-        self.history.append(dict(part=self.part, epoch=self.epoch + 1, train_loss=float(np.mean(self.losses)), valid_loss=valid_loss, accuracy=acc))
+        self.history.append(dict(part=self.part, epoch=self.epoch + 1, train_loss=averaged(float(np.mean(self.losses))), valid_loss=valid_loss, accuracy=acc))
         if not this_rank(): print(_line(self.history[-1]), file=sys.stderr)
 
 class KeepBest(Callback):
