@@ -5,13 +5,16 @@
 # %% auto #0
 __all__ = ['SUBJECTS', 'ON_CONFLICT', 'VegcError', 'UsageError', 'DatasetError', 'LockedError', 'DiskFullError', 'VegcWarning',
            'warn', 'disk_full_is_clear', 'write_atomic', 'replacing', 'class_key', 'sha256_hex', 'utc_now',
-           'DatasetConfig', 'load_config', 'save_config', 'progress', 'table_text']
+           'DatasetConfig', 'load_config', 'save_config', 'progress', 'reuse_memory', 'table_text']
 
 # %% ../nbs/00_core.ipynb #3d6f9fcd
 import contextlib
+import ctypes
 import errno
 import hashlib
 import os
+import sys
+import threading
 import tomllib
 import unicodedata
 import warnings
@@ -173,6 +176,37 @@ def progress(
     from tqdm.auto import tqdm
     # disable=None: tqdm is silent where standard error is not a terminal; the notebook bar is never disabled by it
     return tqdm(items, total=total, desc=desc, unit=unit, disable=None, leave=False)
+
+# %% ../nbs/00_core.ipynb #95beaf70
+class _Kept:
+    "How many blocks are inside `reuse_memory` now."
+    lock, depth = threading.Lock(), 0
+
+@contextlib.contextmanager
+def reuse_memory():
+    "Inside the block, memory that is freed is kept for what comes next. Also a decorator; blocks may be nested, in threads too."
+    libc = _glibc()
+    with _Kept.lock:
+        _Kept.depth += 1
+        if libc and _Kept.depth == 1: _limits(libc, 2**30, 2**31 - 1)
+    try: yield
+    finally:
+        with _Kept.lock:
+            _Kept.depth -= 1
+            if libc and not _Kept.depth:
+                _limits(libc, 2**25, 2**26)  # where glibc's limits end by themselves in a process with large pieces
+                libc.malloc_trim(0)
+
+def _glibc() -> ctypes.CDLL | None:
+    if not sys.platform.startswith('linux') or any(k.startswith('MALLOC_') or k == 'GLIBC_TUNABLES' for k in os.environ): return None
+    try: libc = ctypes.CDLL('libc.so.6')
+    except OSError: return None
+    return libc if hasattr(libc, 'mallopt') and hasattr(libc, 'malloc_trim') else None
+
+def _limits(libc: ctypes.CDLL, mmap: int, trim: int) -> None:
+    "From how many bytes on a piece is mapped on its own, and how many free ones may stay at the heap's end."
+    libc.mallopt(-3, mmap)
+    libc.mallopt(-1, trim)
 
 # %% ../nbs/00_core.ipynb #7003c6a7
 def table_text(

@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from .core import DatasetError, UsageError, VegcError, disk_full_is_clear, progress, replacing, sha256_hex, utc_now, warn
+from .core import DatasetError, UsageError, VegcError, disk_full_is_clear, progress, replacing, reuse_memory, sha256_hex, utc_now, warn
 from .data import items
 from .dataset import ImageDataset, Journal, read_jsonl
 from .features import best_device, cached_features, pixel_batches, stored_features
@@ -33,6 +33,7 @@ from .split import group_folds
 from .stages import StageInfo, check_leaks, load_model, stage_info, stages
 
 # %% ../nbs/50_evaluate.ipynb #16a7ae0f
+@reuse_memory()
 @torch.inference_mode()
 def probabilities(
     model: torch.nn.Module,                   # 0–1 RGB → class scores

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 
-from .core import UsageError, VegcError, replacing, warn
+from .core import UsageError, VegcError, replacing, reuse_memory, warn
 from .images import ImageProblem, load_rgb
 
 # %% ../nbs/60_export.ipynb #d30765f9
@@ -76,7 +76,7 @@ class GraphModel(torch.nn.Module):
         self.graph = graph
         self.steps = [(name, _operator(op), args, kwargs) for name, op, args, kwargs in graph['nodes']]
         self.place = {k: k.replace('.', '__') for k in tensors}
-        for k, t in tensors.items(): self.register_buffer(self.place[k], t)
+        for k, t in tensors.items(): self.register_buffer(self.place[k], t.contiguous(memory_format=torch.channels_last) if t.dim() == 4 else t)
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         "0–1 RGB [n, 3, height, width] → scores [n, classes], and outlier [n] where the list ends in one."
@@ -92,13 +92,14 @@ def export(
 ) -> Path:
     "Write a stage as one file that needs no fastai to load. Raises `UsageError`, `DatasetError`, `VegcError`."
     from vegc.dataset import ImageDataset
-    from vegc.train import load_model
+    from vegc.models import fold_batchnorm
+    from vegc.stages import load_model
     dataset = ImageDataset(dataset)
     model, info = load_model(dataset, stage)
     names = dataset.names
     temperature, unsure = _honest(dataset, stage)
     try: model, seen = _with_outlier(dataset, stage, model, info)
-    except VegcError as e: seen = warn(f'The model file gets no outlier score: {e}')
+    except VegcError as e: model, seen = fold_batchnorm(model, info.size), warn(f'The model file gets no outlier score: {e}')
     about = dict(format='vegc-model', schema=1, name=stage, dataset=info.dataset, subject=dataset.config.subject, arch=info.arch, size=list(info.size),
                  classes=info.classes, names=[names.get(c, c) for c in info.classes], trained_on=len(info.trained_on), best=info.best,
                  versions=info.versions, created=info.created, temperature=temperature, unsure=unsure, outlier=seen)
@@ -137,11 +138,12 @@ def _with_outlier(dataset: Any, stage: str, model: torch.nn.Sequential, info: An
     from vegc.evaluate import predictions
     from vegc.features import cached_features, pixel_batches
     from vegc.issues import fit_bulk
+    from vegc.models import fold_batchnorm
     valid, train = (predictions(dataset, stage, part).path.sample(frac=1, random_state=0)[:most].tolist() for part, most in (('valid', 1000), ('train', 5000)))
     if min(len(train), len(valid)) < 20: raise VegcError('it takes 20 pictures of the train part and 20 of the valid part.')
     fit = fit_bulk(cached_features(dataset, info.arch, info.size, paths=train, body=model[0]))
     # features on disk are of half precision; what is compared with at predicting is computed as at predicting
-    return _WithOutlier(model, fit, pixel_batches([dataset.path/p for p in valid], info.size)), dict(train=len(train), valid=len(valid))
+    return _WithOutlier(fold_batchnorm(model, info.size), fit, pixel_batches([dataset.path/p for p in valid], info.size)), dict(train=len(train), valid=len(valid))
 
 # %% ../nbs/60_export.ipynb #3c95e2a0
 def write_model_file(
@@ -181,6 +183,7 @@ class Predictor:
         p, _, problems = self.judge(items, bs)
         return p, problems
 
+    @reuse_memory()
     @torch.inference_mode()
     def judge(self,
         items: Sequence[Any],      # as for `probabilities`

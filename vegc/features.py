@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from torch import nn
 
-from .core import DatasetError, progress, replacing
+from .core import DatasetError, progress, replacing, reuse_memory
 from .dataset import ImageDataset
 from .images import load_rgb
 from .models import bf16_helps, fold_batchnorm, image_body, weights_hash
@@ -157,6 +157,7 @@ def cached_features(
     return file.x[[row[h] for h in hashes]]
 
 # %% ../nbs/21_features.ipynb #b9347911
+@reuse_memory()
 def _compute(file: FeatureFile, body: nn.Module, dataset: ImageDataset, missing: dict[str, str], size, bs: int, bf16: bool, view: int) -> FeatureFile:
     "Run the body over the missing pictures; whatever ends it, what was computed is stored."
     device = next(body.parameters()).device

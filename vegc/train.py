@@ -32,7 +32,7 @@ from fastai.optimizer import OptimWrapper
 from fastai.torch_core import set_seed
 from torch import nn
 
-from .core import UsageError, progress, replacing, sha256_hex, warn
+from .core import UsageError, progress, replacing, reuse_memory, sha256_hex, warn
 from .data import class_weights, dataloaders, oversampled
 from .dataset import ImageDataset
 from .ranks import agreed, averaged, bare, in_turn, join_ranks, ranks, this_rank
@@ -205,6 +205,7 @@ def _frozen_body(learn: Learner):
     finally: del body.forward
 
 # %% ../nbs/30_train.ipynb #c2b4eed4
+@reuse_memory()
 def fit_head(
     learn: Learner,          # as from `image_learner`
     epochs: int=8,
@@ -314,6 +315,7 @@ def _fill_recorder(learn: Learner) -> Learner:
     return learn
 
 # %% ../nbs/30_train.ipynb #0f663dc9
+@reuse_memory()
 def fit_body(
     learn: Learner,
     epochs: int=10,
@@ -350,6 +352,7 @@ def _smaller(model: nn.Sequential, size: tuple[int, int]) -> tuple[int, int] | N
     return side
 
 # %% ../nbs/30_train.ipynb #1ab277ce
+@reuse_memory()
 def suggest_lr(
     learn: Learner,
     *,
