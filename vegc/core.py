@@ -86,13 +86,19 @@ def write_atomic(
 @contextlib.contextmanager
 def replacing(
     path: str | os.PathLike,  # the file to make or to replace
+    *,
+    as_open: bool=False,      # with the permissions that `open` gives: safetensors writes for the owner's eyes only
 ):
     "Give a temporary name in the same folder; when the block ends well it becomes `path`, else it is removed."
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     tmp = path.with_name(f'.tmp-{uuid4().hex}{path.suffix}')
     try:
+        if as_open:
+            tmp.touch()
+            mode = tmp.stat().st_mode
         yield tmp
+        if as_open: tmp.chmod(mode)
         os.replace(tmp, path)
     finally:
         tmp.unlink(missing_ok=True)

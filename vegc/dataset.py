@@ -539,7 +539,7 @@ def _drop_features(folder: Path, gone: set[str]) -> None:
         if keep.all() and names != ['']: continue
         if not keep.any() or any(len(a) != len(names) for a in arrays.values()): path.unlink()  # features can be computed anew
         else:
-            with replacing(path) as tmp: save_file({k: a[keep] for k, a in arrays.items()}, tmp, metadata=about | dict(images='\n'.join(n for n in names if n not in gone)))
+            with replacing(path, as_open=True) as tmp: save_file({k: a[keep] for k, a in arrays.items()}, tmp, metadata=about | dict(images='\n'.join(n for n in names if n not in gone)))
 
 def _drop_rows(folder: Path, paths: set[str]) -> None:
     "Take pictures out of predictions and derived lists."

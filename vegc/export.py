@@ -156,7 +156,7 @@ def write_model_file(
     path = Path(path)
     if path.exists() and not _is_model_file(path): raise UsageError(f'{path} exists and is no vegc model; choose another name.')
     graph, tensors = graph_of(model, tuple(about['size']))
-    with replacing(path) as tmp: save_file(tensors, tmp, metadata=dict(about=json.dumps(about, ensure_ascii=False), graph=json.dumps(graph)))
+    with replacing(path, as_open=True) as tmp: save_file(tensors, tmp, metadata=dict(about=json.dumps(about, ensure_ascii=False), graph=json.dumps(graph)))
     return path
 
 def _is_model_file(path: Path) -> bool:

@@ -93,7 +93,7 @@ class FeatureFile:
         "The same with more rows, written to disk."
         if not hashes: return self
         new = FeatureFile(self.path, self.hashes + hashes, np.concatenate([self.x, x]) if self.hashes else x)
-        with replacing(self.path) as tmp: save_file(dict(x=new.x), tmp, metadata=dict(images='\n'.join(new.hashes)))
+        with replacing(self.path, as_open=True) as tmp: save_file(dict(x=new.x), tmp, metadata=dict(images='\n'.join(new.hashes)))
         return new
 
 # %% ../nbs/21_features.ipynb #f8a6e69a

@@ -116,7 +116,7 @@ def save_stage(
     if (folder/'stage.json').exists() and not overwrite: raise UsageError(f'There is a stage {name!r} already; choose another name or say overwrite.')
     learn.info.stage, learn.info.created = name, utc_now()
     state = {k: v.contiguous().cpu() for k, v in learn.model.state_dict().items()}
-    with replacing(folder/'weights.safetensors') as tmp: save_file(state, tmp)
+    with replacing(folder/'weights.safetensors', as_open=True) as tmp: save_file(state, tmp)
     write_atomic(folder/'stage.json', json.dumps(asdict(learn.info), ensure_ascii=False, indent=1))
     return folder
 

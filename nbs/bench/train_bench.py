@@ -110,11 +110,24 @@ def predict(ds, how):
     if how == 'stock':
         learn = stock_learner(ds, 1)
         with learn.no_bar(): learn.get_preds(dl=learn.dls.test_dl(files))
+    elif how == 'vegc model file':
+        from vegc.export import predict
+        predict(model_file(ds.path), files)
     else:
         from vegc.evaluate import probabilities
         from vegc.models import image_body, image_model
         probabilities(image_model(image_body(ARCH), 10, (SIZE, SIZE)), files, (SIZE, SIZE))
     yield dict(n=len(files), cpu=round(cpu(), 2))
+
+
+def model_file(folder):
+    "A model file beside a dataset, made once: of an untrained head, since only its cost is asked."
+    path = folder.with_suffix('.safetensors')
+    if not path.exists():
+        from vegc.export import write_model_file
+        from vegc.models import fold_batchnorm, image_body, image_model
+        write_model_file(path, fold_batchnorm(image_model(image_body(ARCH), 10, (SIZE, SIZE))), dict(name='bench', size=(SIZE, SIZE), classes=list('0123456789')))
+    return path
 
 
 def floor(ds):
@@ -214,8 +227,8 @@ def plan(kind, seeds, limit, unfrozen, only):
     for seed in seeds:
         base = dict(kind=kind, seed=seed)
         if kind == 'rounds': yield from (base | dict(limit=limit, unfrozen=unfrozen, tool=t) for t in ('stock', 'vegc fp32', 'vegc bf16'))
-        elif kind == 'augmented': yield from (base | dict(limit=limit, tool=t) for t in ('vegc fp32',))
-        elif kind == 'predict': yield from (base | dict(tool=t) for t in ('stock', 'vegc', 'floor'))
+        elif kind == 'augmented': yield from (base | dict(limit=limit, tool=t) for t in ('vegc',))
+        elif kind == 'predict': yield from (base | dict(tool=t) for t in ('stock', 'vegc stage', 'vegc model file', 'floor'))
         elif kind == 'ablation': yield from (base | dict(way=name) for name in WAYS if not only or name in only)
         else: yield base
 
@@ -257,6 +270,7 @@ def table(rows, by, base):
 def bench(kind, photos, out, work, seeds, limit, unfrozen, only):
     done = [json.loads(line) for line in out.read_text('utf-8').splitlines()] if out.exists() else []
     where = dataset(photos, work, limit if kind in ('rounds', 'augmented') else None).path
+    if kind == 'predict': model_file(where)
     for what in plan(kind, seeds, limit, unfrozen, only):
         if any(what.items() <= row.items() for row in done): continue
         for name in ('features', 'models', 'predictions'): shutil.rmtree(where/name, ignore_errors=True)  # of the run before
