@@ -31,7 +31,7 @@ FAULTS = {
     '/huge': ('too_large', 1), '/endless': ('too_large', 1), '/bomb': ('too_large', 1),
     '/gzip': ('ok', 1), '/deflate': ('ok', 1), '/not-gzip': ('ok', 1), '/text-type': ('ok', 1),
     '/html': ('not_image', 1), '/svg': ('not_image', 1), '/text': ('not_image', 1), '/empty': ('empty', 1),
-    '/robots-tag?noai': ('opted_out', 1), '/robots-tag?nofollow,+noimageai': ('opted_out', 1), '/robots-tag?noindex': ('opted_out', 1), '/tdm': ('opted_out', 1),
+    '/robots-tag?noai': ('opted_out', 1), '/robots-tag?nofollow,+noimageai': ('opted_out', 1), '/robots-tag?noindex': ('opted_out', 1), '/robots-tag?otherbot:+noindex,+vegc:+noai': ('opted_out', 1), '/tdm': ('opted_out', 1),
     '/agent': ('http_403', 1),
     '/../../etc/passwd.jpg': ('ok', 1), '/' + 'n'*400 + '.jpg': ('ok', 1), '/bún%20chả.php': ('ok', None), '/bún chả.php': ('ok', None), '/plain': ('ok', 1),
 }

@@ -441,6 +441,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                             'vegc.fetch._read_file': ('fetch.html#_read_file', 'vegc/fetch.py'),
                             'vegc.fetch._read_tdmrep': ('fetch.html#_read_tdmrep', 'vegc/fetch.py'),
                             'vegc.fetch._robots_once': ('fetch.html#_robots_once', 'vegc/fetch.py'),
+                            'vegc.fetch._rules_of': ('fetch.html#_rules_of', 'vegc/fetch.py'),
                             'vegc.fetch._small_body': ('fetch.html#_small_body', 'vegc/fetch.py'),
                             'vegc.fetch._small_file': ('fetch.html#_small_file', 'vegc/fetch.py'),
                             'vegc.fetch._status_problem': ('fetch.html#_status_problem', 'vegc/fetch.py'),
