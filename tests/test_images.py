@@ -82,12 +82,16 @@ def test_damage_is_noticed_as_often_as_was_measured(n, kw, least):  # 83, 92, 10
 
 
 def test_damage_is_noticed_above_a_black_bar_and_in_the_first_of_two_photographs():
-    bar = photo(3, (400, 300))
-    bar.paste((0, 0, 0), (0, 270, 400, 300))
     for kw in (dict(format='JPEG'), dict(format='MPO', save_all=True, append_images=[photo(1, (200, 150))])):
-        bar.save(out := io.BytesIO(), quality=92, **kw)
-        assert code(out.getvalue()) == ()
-        assert np.mean([code(damaged(out.getvalue(), int(len(out.getvalue())*(.2 + .01*i)), 200, i)) != () for i in range(40)]) > .8
+        caught = []
+        for seed in range(4):
+            bar = photo(seed, (400, 300))
+            bar.paste((0, 0, 0), (0, 270, 400, 300))
+            bar.save(out := io.BytesIO(), quality=92, **kw)
+            assert code(whole := out.getvalue()) == ()
+            end = whole.index(b'\xff\xd9')
+            caught += [code(damaged(whole, int(end*(.2 + .02*i)), 60, i)) != () for i in range(25)]
+        assert np.mean(caught) > .72, np.mean(caught)  # 82 %; 57 where a black row is taken for one that is not painted yet
 
 
 def test_a_lost_or_repeated_part_between_restart_markers_is_noticed():
@@ -96,7 +100,7 @@ def test_a_lost_or_repeated_part_between_restart_markers_is_noticed():
     assert code(whole) == () and [whole[i + 1] - 0xD0 for i in at] == [i % 8 for i in range(14)]
     one, last, end = whole[at[4]:at[5]], at[-1], whole.index(b'\xff\xd9')
     assert code(whole[:at[4]] + whole[at[5]:]) == code(whole[:at[5]] + one + whole[at[5]:]) == ('corrupt?',)  # out of turn
-    assert code(whole[:at[3]] + whole[at[11]:]) == ('corrupt?',)                                              # eight of them: only their number tells
+    assert code(whole[:at[3]] + whole[at[11]:]) == ('corrupt?',)                                              # eight of them: the picture ends too early
     assert code(whole[:end] + b'\xff\xd6' + whole[end:]) == ()                                               # some encoders end with one more
     assert code(whole[:last] + whole[end:]) != ()
 
@@ -133,7 +137,7 @@ def test_bombs_are_refused_from_the_header_and_memory_stays_flat():
                'prepare(%r); before = peak()\n'
                'try: prepare(data)\n'
                'except ImageProblem as e: print(e.code, peak() - before)').replace('%r', repr(jpeg()))
-    for data in (small, png_bomb(13_000, 13_000)):
+    for data in (small, png_bomb(13_000, 13_000), png_bomb(8_000, 8_000)):  # the last one Pillow would open without a word
         done = subprocess.run([sys.executable, '-W', 'error', '-c', program], input=data, capture_output=True, check=True)
         word, kilobytes = done.stdout.split()
         assert word == b'too_many_pixels' and int(kilobytes) < 5_000

@@ -532,7 +532,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                              'vegc.images._jpeg_parts': ('images.html#_jpeg_parts', 'vegc/images.py'),
                              'vegc.images._load': ('images.html#_load', 'vegc/images.py'),
                              'vegc.images._lossless': ('images.html#_lossless', 'vegc/images.py'),
-                             'vegc.images._lost_restarts': ('images.html#_lost_restarts', 'vegc/images.py'),
                              'vegc.images._means_run_away': ('images.html#_means_run_away', 'vegc/images.py'),
                              'vegc.images._open': ('images.html#_open', 'vegc/images.py'),
                              'vegc.images._png_chunks': ('images.html#_png_chunks', 'vegc/images.py'),

@@ -159,14 +159,6 @@ def _means_run_away(data: bytes, parts: _JpegParts) -> bool:
     far = [max(abs(v - 128) for v in extrema) for extrema in im.getextrema()]  # of Y, Cb, Cr
     return any(8*v*step[layer[3]] > 1100 + 6*step[layer[3]] for v, layer in zip(far, im.layer, strict=True))
 
-def _lost_restarts(data: bytes, im: Image.Image, parts: _JpegParts) -> bool:
-    "Has the one scan of `im`, not yet decoded, another number of restart markers than its size asks for?"
-    every = next((int.from_bytes(data[end - 2:end], 'big') for marker, _, end in parts.segments if marker == 0xDD), 0)
-    if not every: return False
-    across, down = (8*max(layer[i] for layer in im.layer) if len(im.layer) > 1 else 8 for i in (1, 2))
-    intervals = -(-(-(-im.width//across) * -(-im.height//down))//every)
-    return parts.restarts not in (intervals - 1, intervals)  # some encoders write one more at the end
-
 # %% ../nbs/11_images.ipynb #3797aeaf
 def _png_chunks(data: bytes) -> list[tuple[bytes, int, int]]:  # (name, start, end)
     "The chunks of a PNG. Raises `ImageProblem` for a wrong checksum or a missing end."
@@ -203,11 +195,10 @@ def _decode(data: bytes, im: Image.Image, parts: _JpegParts | None, least: tuple
         _load(im)
         return False
     sequential = parts.count(0xDA) == 1 and parts.count(0xC0, 0xC1) == 1
-    odd = parts.odd or sequential and _lost_restarts(data, im, parts)
     if least or grey: im.draft('L' if grey else None, least)
     if sequential: (watch := _WatchedJpeg(data, parts.eoi)).watch(im)
     _load(im)
-    return odd or sequential and watch.odd() or im.mode == 'RGB' and _gaudy(im) and _means_run_away(data, parts)
+    return parts.odd or sequential and watch.odd() or im.mode == 'RGB' and _gaudy(im) and _means_run_away(data, parts)
 
 # %% ../nbs/11_images.ipynb #b28f9c0e
 _TURNS = {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM, 5: Image.Transpose.TRANSPOSE,
