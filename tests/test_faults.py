@@ -2,6 +2,7 @@
 import base64
 import json
 import socket
+from itertools import pairwise
 
 import pytest
 from fault_server import FaultServer, closed_port, jpeg, write_lists
@@ -192,6 +193,7 @@ def test_while_one_host_waits_the_others_go_on(tmp_path):
         assert res.counts['ok'] == 81 and slow.asked['/limited?wait=2'] == 2
         # the slow host had a few requests in the air when it asked for patience, and none more until the quick one was done
         assert seen[-1] <= 10, seen
+        assert 1.9 < max(b - a for a, b in pairwise(slow.times)) < 4  # and then as long as it asked for
 
 
 def test_the_same_url_is_fetched_once_also_across_classes_and_runs(tmp_path):

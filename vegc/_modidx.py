@@ -66,6 +66,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                           'vegc.cli._compare': ('cli.html#_compare', 'vegc/cli.py'),
                           'vegc.cli._debugging': ('cli.html#_debugging', 'vegc/cli.py'),
                           'vegc.cli._demo': ('cli.html#_demo', 'vegc/cli.py'),
+                          'vegc.cli._draw': ('cli.html#_draw', 'vegc/cli.py'),
                           'vegc.cli._duplicates': ('cli.html#_duplicates', 'vegc/cli.py'),
                           'vegc.cli._epoch': ('cli.html#_epoch', 'vegc/cli.py'),
                           'vegc.cli._evaluate': ('cli.html#_evaluate', 'vegc/cli.py'),

@@ -192,16 +192,17 @@ class ListPlan:
 
     def to_dict(self) -> dict:
         "The plan in numbers, as `vegc plan --json` prints them."
-        return _counts(self) | dict(policies=self.policies.to_dict('records'), pairs=self.conflicts.to_dict('records'))
+        return _counts(self) | dict(policies=self.policies.to_dict('records'), pairs=self.conflicts.to_dict('records'), classes=self.table.to_dict('records'))
 
     def plot(self, ax=None):
         "URLs a class: selected, left out by the cap, repeats, shared. Returns the Axes."
         return _plot_plan(self.table, ax)
 
     def __str__(self) -> str:
-        counts, pairs = _counts(self), self.conflicts
+        counts, pairs, classes = _counts(self), self.conflicts, self.table
         parts = [table_text([{'': k.replace('_', ' '), 'count': v} for k, v in counts.items() if k != 'accuracy_ceiling']),
-                 f'No model can pass {counts["accuracy_ceiling"]:.1%} on these labels.']
+                 f'No model can pass {counts["accuracy_ceiling"]:.1%} on these labels.',
+                 f'{"Each class" if len(classes) <= 60 else f"The first 60 of {len(classes)} classes"}:\n' + table_text(classes.head(60).to_dict('records'))]
         if len(pairs): parts += ['What each --on-conflict would keep of the selected rows:\n' + table_text(self.policies.to_dict('records')),
                                  f'Classes that share URLs, the first of {len(pairs)} pairs:\n' + table_text(pairs.head(5).to_dict('records'))]
         return '\n\n'.join(parts)
