@@ -258,7 +258,7 @@ def _in_thread(
     tick: Callable[[], None],       # called a few times a second
 ) -> None:
     "Run a coroutine in a thread; interruptible. Raises what it raises."
-    box, ready = {}, threading.Event()
+    box, ready, done = {}, threading.Event(), threading.Event()  # not Thread.join: interrupted, it takes a running thread for one that has ended (Python 3.11)
     async def outer():
         box['loop'], box['task'] = asyncio.get_running_loop(), asyncio.current_task()
         ready.set()
@@ -267,17 +267,17 @@ def _in_thread(
         try: asyncio.run(outer())
         except asyncio.CancelledError: box['stopped'] = True
         except BaseException as e: box['error'] = e  # handed to the waiting thread, which raises it
-        finally: ready.set()
-    thread = threading.Thread(target=target, name='vegc-ingest', daemon=True)
-    thread.start()
+        finally:
+            ready.set()
+            done.set()
+    threading.Thread(target=target, name='vegc-ingest', daemon=True).start()
     try:
-        while thread.is_alive():
-            thread.join(.2)
-            tick()
+        while not done.wait(.2): tick()
+        tick()
     except BaseException:
         ready.wait()
-        if thread.is_alive(): box['loop'].call_soon_threadsafe(box['task'].cancel)
-        thread.join()
+        with contextlib.suppress(RuntimeError, KeyError): box['loop'].call_soon_threadsafe(box['task'].cancel)  # where it has not ended by itself
+        done.wait()
         raise
     if 'error' in box: raise box['error']
 
