@@ -1,9 +1,11 @@
 """What is on disk already: arrays as data sets are published, tables of paths or addresses, files by URL."""
+import base64
 import io
 import json
 import subprocess
 
 import numpy as np
+import pandas as pd
 import pytest
 from conftest import PROGRAM
 from fault_server import FaultServer, jpeg, write_lists
@@ -87,6 +89,42 @@ def test_a_table_of_paths_under_the_name_url_and_a_split_for_all(tmp_path):
     assert list(df.source_split) == ['test', 'train', 'test', 'test'] and set(df.status) == {'ok'}
     (tmp_path/'mixed.csv').write_text('url,label\n0.jpg,a\nhttps://e.example/1.jpg,a\n')
     with pytest.raises(UsageError, match='web addresses'): add(tmp_path/'mixed.csv', tmp_path/'ds2', subject='objects')
+
+
+KNOWN = dict(query='tree bark', rank='7', landing_url='https://e.example/1', license='CC BY 4.0', license_url='https://creativecommons.org/licenses/by/4.0/', creator='Tim, S.')
+
+
+def test_a_table_of_paths_takes_the_columns_that_a_table_of_addresses_takes(tmp_path):
+    with FaultServer() as server:
+        for i in range(3): (tmp_path/f'{i}.jpg').write_bytes(jpeg(i))
+        server.bodies |= {f'/{i}': jpeg(i) for i in range(3)}
+        found = []
+        for address, where in (('path', '{}.jpg'), ('url', '{}.jpg'), ('url', server.url('/{}'))):
+            table = pd.DataFrame([dict(Label='a', Title='Old tree') | KNOWN | {address: where.format(0), 'attribution': 'Tree by Tim', 'split': 'val'},
+                                  dict(Label='a', Title='Old tree') | KNOWN | {address: where.format(1)}, dict(Label='b') | {address: where.format(2)}])
+            table.to_csv(tmp_path/'t.csv', index=False, encoding='utf-8-sig', lineterminator='\r\n')
+            ds = add(tmp_path/'t.csv', tmp_path/f'ds{len(found)}', subject='objects', allow_hosts='127.0.0.1').dataset
+            credit = pd.read_csv(ds.path/'ATTRIBUTION.csv')
+            found.append((ds.df[['given_label', 'sha256', 'source_split', *KNOWN]].astype(object).fillna('-').values.tolist(), credit[['path', 'creator', 'license', 'attribution']].values.tolist()))
+        assert found[0] == found[1] == found[2]
+        rows, credit = found[0]
+        assert [r[3:] for r in rows] == [['tree bark', 7, *list(KNOWN.values())[2:]]]*2 + [['-']*6] and [r[2] for r in rows] == ['valid', '-', '-']
+        assert {c[3] for c in credit} == {'Tree by Tim', '"Old tree" by Tim, S., CC BY 4.0, https://creativecommons.org/licenses/by/4.0/, https://e.example/1'}
+        add(tmp_path/'ds0'/'images', tmp_path/'ds0')  # what a table said stays when something else is added
+        assert pd.read_csv(tmp_path/'ds0'/'ATTRIBUTION.csv').attribution.isin({c[3] for c in credit}).sum() == 2
+
+
+def test_tables_that_are_written_oddly_are_read_and_impossible_ones_said(tmp_path):
+    (tmp_path/'1.jpg').write_bytes(jpeg(1))
+    inline = 'data:image/jpeg;base64,' + base64.b64encode(jpeg(2)).decode() + '='*200_000  # longer than the csv module takes by itself
+    (tmp_path/'t.csv').write_bytes('\ufeff\r\n\r\nLABEL ,"path"\r\ncafe\u0301, 1.jpg \r\n\r\n'.encode())
+    df = add(tmp_path/'t.csv', tmp_path/'ds', subject='objects').dataset.df
+    assert df[['url', 'given_label', 'status']].values.tolist() == [['1.jpg', 'caf\u00e9', 'ok']]
+    (tmp_path/'w.csv').write_text(f'url,label\n"{inline}",x\n')
+    assert add(tmp_path/'w.csv', tmp_path/'ds2', subject='objects').counts['ok'] == 1
+    with pytest.raises(UsageError, match='column split'): add(tmp_path/'w.csv', tmp_path/'ds2', split='test')
+    (tmp_path/'n.csv').write_text('path,label\n1.jpg,\n')
+    with pytest.raises(DatasetError, match="'' cannot be a class name"): add(tmp_path/'n.csv', tmp_path/'ds', subject='objects')
 
 
 def test_file_urls_are_read_by_flag_only_and_never_through_a_redirect(tmp_path):

@@ -26,7 +26,7 @@ from vegc.core import UsageError, VegcError, VegcWarning
 
 # Each verb that is one function: the function, verb parameters that are not keywords of it, keywords that are not flags.
 FUNCTIONS = {
-    'plan': ('vegc.lists:plan', {'as_json', 'robots', 'allow_hosts'}, set()),
+    'plan': ('vegc.lists:plan', {'as_json', 'robots', 'allow_hosts', 'plot'}, set()),
     'ingest': ('vegc.ingest:ingest', {'as_json', 'ray', 'shards'}, set()),
     'add': ('vegc.ingest:add', {'as_json'}, set()),
     'search': ('vegc.sources:search', {'as_json', 'lists'}, set()),
@@ -127,6 +127,16 @@ def test_readme_python_names_exist():
 def test_version():
     done = run('--version')
     assert done.returncode == 0 and re.fullmatch(r'\d+\.\d+\.\d+\S*\n', done.stdout)
+
+
+def test_a_plan_is_a_table_of_classes_a_picture_and_json(lists, tmp_path):
+    done = run('plan', lists, '--plot', tmp_path/'plan.png')
+    assert done.returncode == 0 and (tmp_path/'plan.png').read_bytes().startswith(b'\x89PNG') and 'plan.png written' in done.stderr
+    classes = json.loads(run('plan', lists, '--json').stdout)['classes']
+    assert sorted(classes[0]) == ['class', 'distinct', 'repeats', 'selected', 'shared', 'urls']
+    for c in classes: assert re.search(rf'^{c["class"]} +{c["urls"]} +{c["distinct"]} +{c["repeats"]} +{c["shared"]} +{c["selected"]}$', done.stdout, re.MULTILINE), done.stdout
+    refused = run('plan', lists, '--plot', tmp_path/'plan.xyz')
+    assert refused.returncode == 2 and 'xyz' in refused.stderr and 'png' in refused.stderr
 
 
 def test_json_is_one_object_and_people_get_a_table(lists):

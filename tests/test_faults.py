@@ -2,6 +2,7 @@
 import base64
 import json
 import socket
+from itertools import pairwise
 
 import pytest
 from fault_server import FaultServer, closed_port, jpeg, write_lists
@@ -31,7 +32,7 @@ FAULTS = {
     '/huge': ('too_large', 1), '/endless': ('too_large', 1), '/bomb': ('too_large', 1),
     '/gzip': ('ok', 1), '/deflate': ('ok', 1), '/not-gzip': ('ok', 1), '/text-type': ('ok', 1),
     '/html': ('not_image', 1), '/svg': ('not_image', 1), '/text': ('not_image', 1), '/empty': ('empty', 1),
-    '/robots-tag?noai': ('opted_out', 1), '/robots-tag?nofollow,+noimageai': ('opted_out', 1), '/robots-tag?noindex': ('opted_out', 1), '/tdm': ('opted_out', 1),
+    '/robots-tag?noai': ('opted_out', 1), '/robots-tag?nofollow,+noimageai': ('opted_out', 1), '/robots-tag?noindex': ('opted_out', 1), '/robots-tag?otherbot:+noindex,+vegc:+noai': ('opted_out', 1), '/tdm': ('opted_out', 1),
     '/agent': ('http_403', 1),
     '/../../etc/passwd.jpg': ('ok', 1), '/' + 'n'*400 + '.jpg': ('ok', 1), '/bún%20chả.php': ('ok', None), '/bún chả.php': ('ok', None), '/plain': ('ok', 1),
 }
@@ -192,6 +193,7 @@ def test_while_one_host_waits_the_others_go_on(tmp_path):
         assert res.counts['ok'] == 81 and slow.asked['/limited?wait=2'] == 2
         # the slow host had a few requests in the air when it asked for patience, and none more until the quick one was done
         assert seen[-1] <= 10, seen
+        assert 1.9 < max(b - a for a, b in pairwise(slow.times)) < 4  # and then as long as it asked for
 
 
 def test_the_same_url_is_fetched_once_also_across_classes_and_runs(tmp_path):

@@ -67,11 +67,51 @@ def test_bytes_corrupted_in_the_middle_are_refused_or_flagged():
     assert all(code(damaged(png, int(len(png)*at), 20, i)) == 'corrupt' for i, at in enumerate(np.linspace(.2, .8, 20)))
 
 
+def busy(seed, size=(700, 500), **kw):
+    "A JPEG with detail everywhere, larger than what is stored."
+    fine = Image.fromarray(np.random.default_rng(seed).integers(0, 255, (50, 70, 3), dtype='uint8')).resize(size, Image.Resampling.BICUBIC)
+    return encoded(Image.blend(photo(seed, size), fine, .4), 'JPEG', **(dict(quality=90) | kw))
+
+
+@pytest.mark.parametrize('n, kw, least', [(100, {}, .75), (200, {}, .87), (1000, {}, .98), (200, dict(restart_marker_rows=4), .6), (200, dict(size=(400, 300)), .92), (1000, dict(progressive=True), .9)], ids=str)
+def test_damage_is_noticed_as_often_as_was_measured(n, kw, least):  # 83, 92, 100, 70, 98 and 98 %
+    whole = [busy(i, **kw) for i in range(4)]
+    assert {code(w) for w in whole} == {()}
+    caught = [code(damaged(w, int(len(w)*(.2 + .01*i)), n, i)) != () for i in range(60) for w in [whole[i % 4]]]
+    assert np.mean(caught) >= least, np.mean(caught)
+
+
+def test_damage_is_noticed_above_a_black_bar_and_in_the_first_of_two_photographs():
+    for kw in (dict(format='JPEG'), dict(format='MPO', save_all=True, append_images=[photo(1, (200, 150))])):
+        caught = []
+        for seed in range(4):
+            bar = photo(seed, (400, 300))
+            bar.paste((0, 0, 0), (0, 270, 400, 300))
+            bar.save(out := io.BytesIO(), quality=92, **kw)
+            assert code(whole := out.getvalue()) == ()
+            end = whole.index(b'\xff\xd9')
+            caught += [code(damaged(whole, int(end*(.2 + .02*i)), 60, i)) != () for i in range(25)]
+        assert np.mean(caught) > .72, np.mean(caught)  # 82 %; 57 where a black row is taken for one that is not painted yet
+
+
+def test_a_lost_or_repeated_part_between_restart_markers_is_noticed():
+    whole = jpeg(1, (320, 240), restart_marker_rows=1)
+    at = [i for i in range(len(whole)) if whole[i] == 255 and 0xD0 <= whole[i + 1] <= 0xD7]
+    assert code(whole) == () and [whole[i + 1] - 0xD0 for i in at] == [i % 8 for i in range(14)]
+    one, last, end = whole[at[4]:at[5]], at[-1], whole.index(b'\xff\xd9')
+    assert code(whole[:at[4]] + whole[at[5]:]) == code(whole[:at[5]] + one + whole[at[5]:]) == ('corrupt?',)  # out of turn
+    assert code(whole[:at[3]] + whole[at[11]:]) == ('corrupt?',)                                              # eight of them: the picture ends too early
+    assert code(whole[:end] + b'\xff\xd6' + whole[end:]) == ()                                               # some encoders end with one more
+    assert code(whole[:last] + whole[end:]) != ()
+
+
 def test_good_pictures_are_not_called_corrupt():
     for seed in range(60):
         kw = [dict(quality=60), dict(subsampling=0), dict(progressive=True), dict(restart_marker_blocks=3), dict(optimize=True, quality=98)][seed % 5]
         assert code(jpeg(seed, (64 + seed, 200 - seed), **kw)) == (), (seed, kw)
-    assert code(encoded(Image.new('RGB', (64, 64)), 'JPEG')) == ('blank',)  # black to the last row: the check cannot tell, so it says nothing
+    assert code(encoded(Image.new('RGB', (64, 64)), 'JPEG')) == ('blank',)
+    loud = photo(0, (640, 480)).point(lambda v: 255*(v > 110))  # pure colours, of which a second look is asked for
+    for kw in (dict(quality=95), dict(quality=10), dict(progressive=True), dict(keep_rgb=True), dict(subsampling=0, quality=100)): assert code(encoded(loud, 'JPEG', **kw)) == (), kw
 
 
 @pytest.mark.parametrize('data, want', [(b'', 'empty'), (b'<html>', 'not_image'), (b'<svg/>', 'not_image'), (b'hello', 'not_image'), (bytes(99), 'not_image'),
@@ -97,7 +137,7 @@ def test_bombs_are_refused_from_the_header_and_memory_stays_flat():
                'prepare(%r); before = peak()\n'
                'try: prepare(data)\n'
                'except ImageProblem as e: print(e.code, peak() - before)').replace('%r', repr(jpeg()))
-    for data in (small, png_bomb(13_000, 13_000)):
+    for data in (small, png_bomb(13_000, 13_000), png_bomb(8_000, 8_000)):  # the last one Pillow would open without a word
         done = subprocess.run([sys.executable, '-W', 'error', '-c', program], input=data, capture_output=True, check=True)
         word, kilobytes = done.stdout.split()
         assert word == b'too_many_pixels' and int(kilobytes) < 5_000

@@ -43,18 +43,19 @@ def test_any_plain_list_keeps_its_urls_and_its_counts(tmp_path_factory, lines, e
 
 @settings(max_examples=80, deadline=None)
 @given(rows=st.lists(st.tuples(address, st.sampled_from(['hrê', 'a,b', 'say "x"', 'c']), st.one_of(st.none(), st.text('ab,"\' ', max_size=5))), max_size=8),
-       ends=end.filter(lambda e: e != '\r'), bom=st.booleans(), lead=st.integers(0, 3))
-def test_any_csv_keeps_its_urls_labels_and_quotes(tmp_path_factory, rows, ends, bom, lead):
+       ends=end.filter(lambda e: e != '\r'), bom=st.booleans(), lead=st.integers(0, 3), huge=st.booleans(), empty=st.integers(0, 3))
+def test_any_csv_keeps_its_urls_labels_and_quotes(tmp_path_factory, rows, ends, bom, lead, huge, empty):
+    if huge: rows = [*rows, ('data:image/png;base64,' + 'QUJD'*300_000, 'c', None)]
     out = io.StringIO(newline='')
     writer = csv.writer(out, lineterminator=ends)
     writer.writerow(['label', 'URL', 'creator'])
-    writer.writerows([(label, url, creator or '') for url, label, creator in rows])
+    writer.writerows([('c', '', 'who?')]*empty + [(label, url, creator or '') for url, label, creator in rows])
     file = tmp_path_factory.getbasetemp()/'table.csv'
     file.write_bytes(b'\xef\xbb\xbf'*bom + (ends*lead + out.getvalue()).encode())
     got = read_list(file)
     assert [(e['url'], e['given_label']) for e in got.entries] == [(u, label) for u, label, _ in rows]
     assert [e.get('creator', '') for e in got.entries] == [(c or '').strip() for *_, c in rows]
-    assert got.lines - got.blank == len(rows)
+    assert (got.lines, got.blank) == (len(rows) + empty, empty)
 
 
 def test_the_real_shape_runs_of_blanks_and_a_cap_that_does_not_count_them(tmp_path):

@@ -7,6 +7,7 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 import zlib
 
@@ -90,6 +91,25 @@ def test_control_c_keeps_what_was_done(tmp_path):
         done = len(ds.df)
         assert ingest(lists, ds, allow_hosts='127.0.0.1').counts['kept'] == done
         assert sum(server.asked.values()) <= 150 + 4 and len(ds.df) == 150
+
+
+def test_an_interrupted_cell_leaves_nothing_running_behind(tmp_path):
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with FaultServer(delay=.02) as server:
+            lists = write_lists(tmp_path/'lists', a=[server.url(f'/{i}') for i in range(400)])
+            def press():
+                while sum(server.asked.values()) < 40: time.sleep(.005)
+                signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+            threading.Thread(target=press, daemon=True).start()
+            with pytest.raises(KeyboardInterrupt): ingest(lists, tmp_path/'ds', subject='objects', allow_hosts='127.0.0.1', concurrency=4)
+            asked = sum(server.asked.values())
+            time.sleep(.3)
+            assert sum(server.asked.values()) == asked < 200
+            assert not [t for t in threading.enumerate() if t.name.startswith('vegc')]
+            assert len(ImageDataset(tmp_path/'ds').df) >= asked - 4
+            assert ingest(lists, tmp_path/'ds', allow_hosts='127.0.0.1').counts['ok'] == 400 and sum(server.asked.values()) <= 404
+    finally: signal.signal(signal.SIGINT, before)
 
 
 def test_a_second_run_says_so_and_stops(tmp_path):

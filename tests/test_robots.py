@@ -4,6 +4,7 @@ import gzip
 import io
 import json
 from itertools import pairwise
+from urllib.parse import quote, unquote
 
 import numpy as np
 import pandas as pd
@@ -131,11 +132,20 @@ def test_a_host_that_is_not_there_is_asked_a_few_times_only_for_its_rules(tmp_pa
 
 
 def test_headers_meant_for_others_do_not_close(tmp_path):
-    tags = {'noindex': OUT, 'noimageindex': OUT, 'none': OUT, 'otherbot:+noai': OK, 'vegc:+noai': OUT, '*:+noai': OUT, 'all': OK, 'unavailable_after:+25+Jun+2030': OK}
+    date = 'unavailable_after: 25 Jun 2030 15:00:00 PST'
+    tags = {'noindex': OUT, 'noimageindex': OUT, 'none': OUT, 'otherbot: noai': OK, 'otherbot: nofollow, noai': OK, 'vegc: noai': OUT, '*: noai': OUT, 'all': OK, date: OK,
+            # several robots in one line: a name holds until the next one
+            'otherbot: noindex, vegc: noai': OUT, 'vegc: all, otherbot: noindex': OK, 'otherbot: noindex, VEGC/2.0 : nofollow, NoImageAI': OUT, 'noindex, vegc: all': OUT,
+            'otherbot: noai, *: noindex': OUT, 'vegc: nofollow, otherbot: all, noai': OK, 'vegcat: noai, cat: noai': OK,
+            # values with colons and commas are no names
+            f'googlebot: nofollow, {date}, vegc: noimageai': OUT, f'vegc: all, {date}, otherbot: noai': OK, f'{date}, noai': OUT, f'googlebot: {date}, noai': OK,
+            'unavailable_after: Wednesday, 25-Jun-30 15:00:00 UTC, noai': OUT, 'vegc: max-snippet: 20, max-image-preview: large, noai': OUT, 'googlebot: max-video-preview: -1, noai': OK}
     with FaultServer() as server:
-        async def on_tag(request): return server.picture(request.raw_path, headers={'X-Robots-Tag': request.query_string.replace('+', ' ')})
+        async def on_tag(request): return server.picture(request.raw_path, headers={'X-Robots-Tag': request.query['is']})
         server.on_tag = on_tag
-        assert run(tmp_path, [server.url('/tag?' + t) for t in tags])[1] == {server.url('/tag?' + t): want for t, want in tags.items()}
+        urls = {server.url('/tag?is=' + quote(t)): want for t, want in tags.items()}
+        got = run(tmp_path, list(urls))[1]
+        assert {unquote(u): got[u] for u in urls} == {unquote(u): want for u, want in urls.items()}
 
 
 @pytest.mark.parametrize('overruled', [False, True])

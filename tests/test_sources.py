@@ -125,6 +125,7 @@ def test_from_a_search_to_pictures_with_attribution(tmp_path):
         before = (tmp_path/'lists'/'tree.csv').read_bytes()
         write_list(search('tree', label='tree', max_results=8, base=server.url(''), pause=0), tmp_path/'lists')
         urls = [e['url'] for e in read_list(tmp_path/'lists'/'tree.csv').entries]
+        assert {e['source'] for e in read_list(tmp_path/'lists'/'tree.csv').entries} == {'openverse'}
         assert len(urls) == len(set(urls)) == 8 and read_list(tmp_path/'lists'/'tree.csv').entries[0]['attribution'] == '"Tree" 1.0' and before
 
 

@@ -164,13 +164,21 @@ _Cap = Annotated[int | None, _option('At most so many URLs of a class; blank lin
 def _plan(lists: _Lists, max_per_class: _Cap=None,
           robots: Annotated[bool, _option('Also ask every host for its robots.txt, and say what share it closes.', '--robots')]=False,
           allow_hosts: Annotated[str, _option('With --robots: hosts that may have a private or loopback address, commas between.')]='',
+          plot: Annotated[Path | None, _option('Draw each class into this file (.png, .svg, .pdf): selected, left out by the cap, shared.')]=None,
           as_json: _Json=False):
     "Say what URL lists hold; downloads no picture."
     from vegc.lists import plan
     p = _work(plan, lists, max_per_class=max_per_class)
+    if plot: _draw(p.plot(), plot)
     hosts = _closed(p, allow_hosts) if robots else None
     if as_json: _show(p.to_dict() | (dict(robots=hosts) if robots else {}), as_json)
     else: print(p if hosts is None else f'{p}\n\n{_robots_text(hosts)}')
+
+def _draw(ax, file: Path) -> None:
+    "Write a chart into a file. Raises `UsageError` for an ending that stands for no picture."
+    try: ax.figure.savefig(file, dpi=150)
+    except ValueError as e: raise UsageError(f'{file}: {e}') from None
+    _say(f'{file} written.')
 
 def _closed(p, allow_hosts: str) -> dict:
     "What robots.txt closes: hosts, urls, closed, share, by_host."

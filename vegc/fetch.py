@@ -208,6 +208,21 @@ class _Body:
         return b''.join(self.parts)
 
 # %% ../nbs/13_fetch.ipynb #f34e2088
+_RESERVED = {'noai', 'noimageai', 'noindex', 'noimageindex', 'none'}
+_VALUED = {'unavailable_after', 'max-snippet', 'max-image-preview', 'max-video-preview'}  # rules with a colon, not names of robots
+
+def _rules_of(
+    value: str,         # an X-Robots-Tag, in small letters
+    ours: set[str],     # the names of robots that we answer to
+) -> set[str]:
+    "The rules that are for us: those before any name are for all, and a name holds until the next one."
+    res, mine = set(), True
+    for part in value.split(','):  # a date may hold a comma and colons, and what follows its comma begins with a digit
+        name, colon, rule = (x.strip() for x in part.partition(':'))
+        if colon and name not in _VALUED and not name[:1].isdigit(): mine, part = name.partition('/')[0] in ours, rule
+        if mine: res.add(part.strip())
+    return res
+
 def opted_out(
     headers,                  # a multidict of the answer's headers
     agent: str='vegc',        # rules after a robot's name are ours only when that name is in here
@@ -215,10 +230,7 @@ def opted_out(
     "Does the answer reserve the picture: X-Robots-Tag noai, noimageai, noindex, noimageindex, none; tdm-reservation 1?"
     ours = {'*', *re.findall('[a-z][a-z0-9_-]*', agent.lower())}
     for value in headers.getall('X-Robots-Tag', ()):
-        robot, colon, rules = value.partition(':')
-        if not colon or ',' in robot or robot.strip().lower() == 'unavailable_after': rules = value
-        elif robot.strip().lower() not in ours: continue
-        if {'noai', 'noimageai', 'noindex', 'noimageindex', 'none'} & {r.strip().lower() for r in rules.split(',')}: return f'X-Robots-Tag: {value}'
+        if _RESERVED & _rules_of(value.lower(), ours): return f'X-Robots-Tag: {value}'
     return 'tdm-reservation: 1' if headers.get('tdm-reservation', '').strip() == '1' else ''
 
 def retry_after(

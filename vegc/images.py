@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageCms
+from PIL import Image, ImageCms, JpegImagePlugin
 
 from .core import VegcError, sha256_hex
 
@@ -37,7 +37,9 @@ _MAGIC = (b'\xff\xd8\xff', b'\x89PNG', b'GIF8', b'II*\0', b'MM\0*', b'BM')
 def _open(data: bytes) -> Image.Image:
     "Read the header. Raises `ImageProblem`."
     if not data: raise ImageProblem('empty', 'no bytes at all')
-    try: return Image.open(io.BytesIO(data), formats=FORMATS)
+    try:
+        im = Image.open(io.BytesIO(data), formats=FORMATS)
+        return JpegImagePlugin.JpegImageFile(io.BytesIO(data)) if im.format == 'MPO' else im  # of several photographs in a file the first
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as e: raise ImageProblem('too_many_pixels', str(e)) from None
     except Image.UnidentifiedImageError:
         known = data.startswith(_MAGIC) or data[:4] == b'RIFF' and data[8:12] == b'WEBP' or data[4:8] == b'ftyp' and b'avif' in data[8:40]
@@ -68,6 +70,7 @@ class _JpegParts:
     segments: list
     eoi: int = -1
     odd: bool = False      # a marker where none can be
+    restarts: int = 0      # markers inside the last scan
     def count(self, *markers: int) -> int: return sum(m in markers for m, *_ in self.segments)
 
 _MARKER = re.compile(rb'\xff+[^\x00\xff]', re.DOTALL)
@@ -82,11 +85,14 @@ def _jpeg_parts(data: bytes) -> _JpegParts:
         if marker == 0xD9:
             res.eoi = found.end()
             return res
-        if 0xD0 <= marker <= 0xD7: pos, res.odd = found.end(), res.odd or not in_scan or not res.count(0xDD)
+        if 0xD0 <= marker <= 0xD7:  # they are counted from 0 to 7, again and again
+            res.odd |= not in_scan or not res.count(0xDD) or marker != 0xD0 + res.restarts % 8
+            pos, res.restarts = found.end(), res.restarts + 1
         elif marker < 0xC0 or in_scan and marker not in (0xC4, 0xDA, 0xDB, 0xDC, 0xDD, 0xFE): pos, res.odd = found.end(), True
         else:
             pos = found.end() + int.from_bytes(data[found.end():found.end() + 2], 'big')
             res.segments.append((marker, start, pos))
+            if marker == 0xDA: res.restarts = 0
             if marker == 0xDA and (end := _clean_until(data, pos)):
                 res.eoi = end
                 return res
@@ -98,6 +104,8 @@ def _clean_until(data: bytes, pos: int) -> int:  # 0 where something else comes 
     return end + 2 if end > 0 and data.count(b'\xff', pos, end) == data.count(b'\xff\0', pos, end) else 0
 
 # %% ../nbs/11_images.ipynb #1686bfcb
+_UNPAINTED = (77, 200, 3, 9)  # a colour for the bottom row before the decode
+
 class _WatchedJpeg(io.BytesIO):
     "A one-scan JPEG, handed to the decoder in three portions; `odd()` tells whether it ended too early or too late."
     def __init__(self, data: bytes, eoi: int):
@@ -110,13 +118,46 @@ class _WatchedJpeg(io.BytesIO):
         left = [s - pos for s in self.stops if s > pos]
         return super().read(min(left[0], n) if left and n >= 0 else n)
 
-    def _bottom(self) -> bool:  # has the bottom row been painted (memory starts as zeros)?
+    def watch(self, im: Image.Image) -> None:
+        "Make the memory of the picture that is about to be decoded, and mark its bottom row."
+        self.image, im.fp = im, self
+        im.load_prepare()
+        mark = _UNPAINTED[:len(im.getbands())]
+        im.im.paste(mark if len(mark) > 1 else mark[0], (0, im.height - 1, *im.size))
+        self.unpainted = self._row()
+
+    def _row(self) -> list:
         core = self.image.im
-        return core.crop((0, core.size[1] - 1, *core.size)).getbbox() is not None
+        return [core.getpixel((x, core.size[1] - 1)) for x in range(0, core.size[0], 32)]
+
+    def _bottom(self) -> bool:  # has the bottom row been painted?
+        return self._row() != self.unpainted
 
     def odd(self) -> bool:
         "After the decode: was the bottom row there too early, or only after the end marker?"
         return not self.seen or self.seen[0] or self.seen[1:] == [False] and self._bottom()
+
+# %% ../nbs/11_images.ipynb #7c20e4b9
+def _gaudy(im: Image.Image) -> bool:
+    "Has an RGB picture strong colours with two channels at their ends?"
+    px = np.frombuffer(im.resize((128, 32), Image.Resampling.NEAREST).tobytes(), 'uint8').reshape(-1, 3).T.copy()
+    r, g, b = px + np.uint8(1) < 2  # at an end: 255 + 1 is 0
+    return bool(((r & g | g & b | b & r) & (np.maximum.reduce(px) - np.minimum.reduce(px) > 100)).any())
+
+def _means_run_away(data: bytes, parts: _JpegParts) -> bool:
+    "Does a JPEG have blocks whose mean lies outside of black and white by more than rounding?"
+    out, step = bytearray(data), {}
+    for marker, start, end in parts.segments:
+        for at in range(start + 4, end, 65) if marker == 0xDB else ():
+            if data[at] > 3: return False  # sixteen bits: no encoder of photographs writes these
+            small = max(1, data[at + 1]//4)
+            step[data[at]], out[at + 1:at + 65] = data[at + 1]/small, bytes([small, *[0]*63])  # and nothing but the means
+    im = Image.open(io.BytesIO(out), formats=('JPEG',))
+    im.draft('YCbCr', (1, 1))
+    try: im.load()
+    except OSError: return False  # coded as RGB
+    far = [max(abs(v - 128) for v in extrema) for extrema in im.getextrema()]  # of Y, Cb, Cr
+    return any(8*v*step[layer[3]] > 1100 + 6*step[layer[3]] for v, layer in zip(far, im.layer, strict=True))
 
 # %% ../nbs/11_images.ipynb #3797aeaf
 def _png_chunks(data: bytes) -> list[tuple[bytes, int, int]]:  # (name, start, end)
@@ -153,14 +194,11 @@ def _decode(data: bytes, im: Image.Image, parts: _JpegParts | None, least: tuple
     if im.format != 'JPEG':
         _load(im)
         return False
+    sequential = parts.count(0xDA) == 1 and parts.count(0xC0, 0xC1) == 1
     if least or grey: im.draft('L' if grey else None, least)
-    if parts.count(0xDA) != 1 or parts.count(0xC0, 0xC1) != 1:
-        _load(im)
-        return parts.odd
-    im.fp = watch = _WatchedJpeg(data, parts.eoi)
-    watch.image = im
+    if sequential: (watch := _WatchedJpeg(data, parts.eoi)).watch(im)
     _load(im)
-    return parts.odd or watch.odd()
+    return parts.odd or sequential and watch.odd() or im.mode == 'RGB' and _gaudy(im) and _means_run_away(data, parts)
 
 # %% ../nbs/11_images.ipynb #b28f9c0e
 _TURNS = {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM, 5: Image.Transpose.TRANSPOSE,
@@ -168,7 +206,7 @@ _TURNS = {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: 
 
 def _turn(im: Image.Image) -> int:  # 1 for upright, else EXIF's number
     "The EXIF orientation; damaged EXIF counts as none."
-    if im.format in ('JPEG', 'MPO') and 'exif' not in im.info: return 1
+    if im.format == 'JPEG' and 'exif' not in im.info: return 1
     try: turn = im.getexif().get(0x0112, 1)
     except (ValueError, KeyError, TypeError, IndexError, OSError, SyntaxError, struct.error): return 1
     return turn if turn in _TURNS else 1
@@ -286,7 +324,7 @@ def _lossless(fmt: str, data: bytes) -> bool:
 def _fits_as_is(im: Image.Image, data: bytes) -> bool:
     "May the bytes be kept? RGB, upright, sRGB; a JPEG, or a plain PNG of 8 bits without a second frame."
     if im.mode != 'RGB' or 'transparency' in im.info or _turn(im) != 1: return False
-    return im.format in ('JPEG', 'MPO') or im.format == 'PNG' and data[24] == 8 and getattr(im, 'n_frames', 1) == 1
+    return im.format == 'JPEG' or im.format == 'PNG' and data[24] == 8 and getattr(im, 'n_frames', 1) == 1
 
 def _grey_tells(im: Image.Image) -> bool:
     "Is a decode to grey as good a check as one to colours? For a JPEG without a profile to look at, whose colours are sampled in whole steps."
@@ -332,7 +370,7 @@ def prepare(
     "Verify by a full decode and make what is stored. Raises `ImageProblem`."
     im = _open(data)
     _check_shape(im.size, max_pixels, min_side, max_aspect)
-    full, parts = im.size, _jpeg_parts(data) if im.format in ('JPEG', 'MPO') else None
+    full, parts = im.size, _jpeg_parts(data) if im.format == 'JPEG' else None
     keep, png = _fits_as_is(im, data) and max(full) <= max_size, _lossless(im.format, data) and max(full) <= max_size
     odd = _decode(data, im, parts, tuple(2*x for x in _shrunk(full, max_size)), keep and _grey_tells(im))
     turned = _turn(im) > 4

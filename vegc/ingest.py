@@ -34,7 +34,7 @@ from .core import (DatasetError, UsageError, VegcError, disk_full_is_clear, prog
 from .dataset import MANIFEST_COLUMNS, ImageDataset, Known, OptOut, read_jsonl
 from .fetch import Fetched, FetchOptions, fetch_many, robots_survey, tool
 from .images import ImageProblem, Prepared, prepare
-from .lists import EXTRA_COLUMNS, SPLIT_NAMES, ListPlan, attribution_text, check_labels, plan, read_list, row_key
+from .lists import EXTRA_COLUMNS, SPLIT_NAMES, ListPlan, attribution_text, check_labels, plan, read_list, read_table, row_key
 
 # %% ../nbs/14_ingest.ipynb #409808de
 @dataclass(frozen=True)
@@ -258,7 +258,7 @@ def _in_thread(
     tick: Callable[[], None],       # called a few times a second
 ) -> None:
     "Run a coroutine in a thread; interruptible. Raises what it raises."
-    box, ready = {}, threading.Event()
+    box, ready, done = {}, threading.Event(), threading.Event()  # not Thread.join: interrupted, it takes a running thread for one that has ended (Python 3.11)
     async def outer():
         box['loop'], box['task'] = asyncio.get_running_loop(), asyncio.current_task()
         ready.set()
@@ -267,17 +267,17 @@ def _in_thread(
         try: asyncio.run(outer())
         except asyncio.CancelledError: box['stopped'] = True
         except BaseException as e: box['error'] = e  # handed to the waiting thread, which raises it
-        finally: ready.set()
-    thread = threading.Thread(target=target, name='vegc-ingest', daemon=True)
-    thread.start()
+        finally:
+            ready.set()
+            done.set()
+    threading.Thread(target=target, name='vegc-ingest', daemon=True).start()
     try:
-        while thread.is_alive():
-            thread.join(.2)
-            tick()
+        while not done.wait(.2): tick()
+        tick()
     except BaseException:
         ready.wait()
-        if thread.is_alive(): box['loop'].call_soon_threadsafe(box['task'].cancel)
-        thread.join()
+        with contextlib.suppress(RuntimeError, KeyError): box['loop'].call_soon_threadsafe(box['task'].cancel)  # where it has not ended by itself
+        done.wait()
         raise
     if 'error' in box: raise box['error']
 
@@ -337,16 +337,22 @@ def _warn_of_classes(df: pd.DataFrame) -> None:
 # %% ../nbs/14_ingest.ipynb #124fc746
 _CREDIT = ['path', 'url', 'creator', 'license', 'license_url', 'landing_url']
 
-def write_attribution(dataset: ImageDataset) -> Path | None:
+def write_attribution(
+    dataset: ImageDataset,
+    words: list[dict]=(),  # url with title or attribution, where no list in `urls/` says them
+) -> Path | None:
     "Write ATTRIBUTION.csv, a line a stored picture and source; None, and no file, where no license or creator is known."
     if pd.read_parquet(dataset.manifest_path, columns=['license', 'creator']).isna().all(axis=None): return None
     df = pd.read_parquet(dataset.manifest_path, columns=_CREDIT)
     df = df[df.path.notna() & (df.license.notna() | df.creator.notna())]
     if df.empty: return None
-    words = {e['url']: e for f in sorted((dataset.path/'urls').glob('*.csv')) for e in read_list(f).entries if 'attribution' in e or 'title' in e}
+    target = dataset.path/'ATTRIBUTION.csv'
+    before = found.entries if target.exists() and (found := read_table(target)) else []  # what earlier calls of `add` said
+    listed = [e for f in sorted((dataset.path/'urls').glob('*.csv')) for e in read_list(f).entries]
+    words = {e['url']: e for e in [*before, *listed, *words] if 'attribution' in e or 'title' in e}
     lines = [words.get(r['url'], {}).get('attribution') or attribution_text(words.get(r['url'], {}) | r) for r in df[_CREDIT].to_dict('records')]
     table = df[_CREDIT].assign(attribution=lines).drop_duplicates(['path', 'url']).sort_values(['path', 'url'])
-    return write_atomic(dataset.path/'ATTRIBUTION.csv', table.to_csv(index=False, lineterminator='\n'))
+    return write_atomic(target, table.to_csv(index=False, lineterminator='\n'))
 
 # %% ../nbs/14_ingest.ipynb #fb044625
 @contextlib.contextmanager
@@ -366,6 +372,7 @@ def _fill(
     limits: Limits,
     max_failures: float,
     reuse: bool=True,                        # may equal URLs serve each other across labels?
+    words: list[dict]=(),                    # for `write_attribution`
 ) -> IngestResult:
     "Do what is open, settle, count. Raises `TooManyFailures`, `DiskFullError`, `LockedError`."
     if (gone := dataset.forget()).rows: warn(f'optout.txt: {gone}', 4)
@@ -389,7 +396,7 @@ def _fill(
         found = run.final.loc[run.final.key.isin(keys), ['url', 'given_label', 'status', 'error_message', 'path']]
     run.final = None  # it is on the disk
     dataset.write_labels()
-    write_attribution(dataset)
+    write_attribution(dataset, words)
     res = replace(_result(dataset, found, requested=requested, reused=reused, kept=len(keys) - n), robots=work.robots)
     _warn_of_classes(found)
     if res.failed_share > max_failures: raise TooManyFailures(res, max_failures)
@@ -505,7 +512,7 @@ def _ingest(lists, dataset, *, max_per_class, max_size, subject, on_conflict, re
 @dataclass
 class _Local:
     "Pictures that are on disk already."
-    entries: list[dict]            # url, given_label, source_split
+    entries: list[dict]            # url, given_label, and what else is known: columns of the manifest, title, attribution
     read: Callable[[str], bytes]   # the bytes behind a url. Raises `OSError`
 
     @classmethod
@@ -526,7 +533,7 @@ def _from_folder(root: Path) -> _Local:
     for top, split in splits.items():
         for folder in _folders(top):
             files = sorted(f for f in folder.rglob('*') if f.is_file() and not any(x.startswith('.') for x in f.relative_to(root).parts))
-            res += [dict(url=f.relative_to(root).as_posix(), given_label=folder.name, source_split=split) for f in files]
+            res += [dict(url=f.relative_to(root).as_posix(), given_label=unicodedata.normalize('NFC', folder.name), source_split=split) for f in files]
     if not res: raise DatasetError(f'{root} has no class folders with files in them; put the pictures of each class into a folder named after it.')
     return _Local.files(res, root)
 
@@ -534,17 +541,13 @@ def _from_folder(root: Path) -> _Local:
 _WEB = ('http:', 'https:', 'data:')
 
 def _from_csv(path: Path) -> _Local | None:
-    "A CSV with path|url,label[,split], paths relative to it; None when it is a list of web addresses. Raises `DatasetError`, `UsageError`."
-    try: table = list(csv.DictReader(io.StringIO(path.read_text('utf-8-sig'), newline='')))
-    except (UnicodeDecodeError, csv.Error) as e: raise DatasetError(f'{path} is not a UTF-8 CSV: {e}') from None
-    table = [{(k or '').strip().lower(): (v or '') for k, v in r.items() if not isinstance(v, list)} for r in table]
-    column = next((c for c in ('path', 'url') if table and c in table[0]), None)
-    if column is None or 'label' not in table[0]: raise DatasetError(f'{path} needs the columns path and label (or url and label), and rows.')
-    res = [dict(url=r[column].strip(), given_label=r['label'].strip(), source_split=SPLIT_NAMES.get(r.get('split', '').strip().lower())) for r in table if r[column].strip()]
-    web = [e['url'] for e in res if e['url'].lower().startswith(_WEB)]
-    if column == 'url' and web and len(web) == len(res): return None
-    if web: raise UsageError(f'{path} holds web addresses ({web[0][:80]}) in its column {column}; put all of them into a CSV with a column url, or use ingest.')
-    return _Local.files(res, path.parent)
+    "A CSV with path|url,label and any of a list's other columns, paths relative to it; None when it is a list of web addresses. Raises `DatasetError`, `UsageError`."
+    table = read_table(path, ('path', 'url'))
+    if table is None or 'label' not in table.columns or not table.entries: raise DatasetError(f'{path} needs the columns path and label (or url and label), and rows.')
+    web = [e['url'] for e in table.entries if e['url'].lower().startswith(_WEB)]
+    if 'path' not in table.columns and len(web) == len(table.entries): return None
+    if web: raise UsageError(f'{path} holds web addresses ({web[0][:80]}) among paths; put all of them into a CSV with a column url, or use ingest.')
+    return _Local.files(table.entries, path.parent)
 
 # %% ../nbs/14_ingest.ipynb #e3069197
 def _array(src: Path, name: str, what: str, fits: Callable[[np.ndarray], bool]) -> np.ndarray:
@@ -627,7 +630,7 @@ async def _read_many(src: _Local, urls: Iterable[str], handle: Callable[[Fetched
 
 # %% ../nbs/14_ingest.ipynb #ce2aa0ee
 def add(
-    src: str | os.PathLike,                     # a folder with a folder a class, a CSV with path|url,label[,split], or an .npz of arrays
+    src: str | os.PathLike,                     # a folder with a folder a class, a CSV with path|url,label[,split,license,creator,…], or an .npz of arrays
     dataset: str | os.PathLike | ImageDataset,  # made when it is not there
     *,
     subject: str | None=None,                   # what the pictures show; required for a new dataset
@@ -645,11 +648,12 @@ def add(
     npz = src.suffix.lower() == '.npz'
     if not npz and split is not None and split not in SPLIT_NAMES: raise UsageError(f'split must be train, valid or test, not {split!r}.')
     found = _from_npz(src, images, labels, class_map, split) if npz else _from_folder(src) if src.is_dir() else _from_csv(src)
+    if found is None and split is not None: raise UsageError(f'{src} is a list of web addresses; say the split of each in a column split.')
     if found is None: return ingest(src, dataset, subject=subject, on_conflict=on_conflict, allow_hosts=allow_hosts, min_side=min_side)
-    for e in found.entries: e['source_split'] = e['source_split'] or (not npz and SPLIT_NAMES.get(split)) or None
+    for e in found.entries: e['source_split'] = e.get('source_split') or (not npz and SPLIT_NAMES.get(split)) or None
     names = [e['given_label'] for e in found.entries]
     check_labels(names)
     ds = _dataset(dataset, subject, on_conflict=on_conflict)
     check_labels([*ds.df.given_label.dropna().unique(), *names])
     return _fill(ds, lambda known: _file_rows(found, known), lambda old: old is None or not old.path or not (ds.path/old.path).exists(),
-                 lambda urls, work: _read_many(found, urls, work.handle), Limits(ds.config.max_size, min_side=min_side), .6, reuse=False)
+                 lambda urls, work: _read_many(found, urls, work.handle), Limits(ds.config.max_size, min_side=min_side), .6, reuse=False, words=found.entries)

@@ -186,7 +186,8 @@ def write_list(
         known = {e['url'] for e in old}
         if old: rows = pd.concat([pd.DataFrame(old), rows[~rows.url.isin(known)].rename(columns={'label': 'given_label'})]).rename(columns={'given_label': 'label'})
         out = io.StringIO(newline='')
-        rows.reindex(columns=SOURCE_COLUMNS).to_csv(out, index=False, lineterminator='\n')
+        columns = [*SOURCE_COLUMNS, *({'source_split'} & set(rows))]
+        rows.reindex(columns=columns).to_csv(out, index=False, lineterminator='\n')
         res.append(write_atomic(path, out.getvalue()))
     return res
 
