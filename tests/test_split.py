@@ -5,6 +5,8 @@ import warnings
 import numpy as np
 import pandas as pd
 import pytest
+from aiohttp import web
+from fault_server import FaultServer, write_lists
 from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
 from pictures import CHANGES, changed, jpeg, scene
@@ -14,7 +16,7 @@ from vegc.clean import clean
 from vegc.core import DatasetError, UsageError, VegcWarning
 from vegc.dataset import ImageDataset
 from vegc.features import cached_features
-from vegc.ingest import add
+from vegc.ingest import add, ingest
 from vegc.models import WeightsError
 from vegc.split import SPLITS, assign_splits, deal, duplicate_pairs, find_groups, folds, group_folds, split, split_counts, split_log
 
@@ -113,6 +115,23 @@ def pool(tmp_path_factory):
     return root
 
 
+class PoolServer(FaultServer):
+    "The pool on loopback; what is in `down` is not there for the time being."
+    def __init__(self, pool):
+        super().__init__()
+        self.pool, self.down = pool, set()
+
+    async def on_pool(self, request):
+        name = request.path.rpartition('/')[2]
+        if name in self.down: return web.Response(status=404)
+        return self.picture(request.raw_path, body=next((self.pool / 'src').glob(f'*/{name}')).read_bytes())
+
+
+@pytest.fixture(scope='module')
+def served(pool):
+    with PoolServer(pool) as server: yield server
+
+
 def best_reachable(sizes, have, shares=SHARES):
     "The least that the furthest split of a class can be off, in pictures, by trying every sum; no split is left empty that can be filled."
     sums = {(0, 0)}
@@ -141,19 +160,21 @@ def expected(fresh, known):
     return res
 
 
+NAMES = st.lists(st.one_of(st.tuples(st.integers(0, 11), st.integers(0, 2)), st.tuples(st.integers(12, FAMILIES - 1), st.integers(0, 3))), min_size=1, max_size=12)
+ROW = st.integers(0, 47)
 STEPS = st.lists(st.one_of(
-    st.tuples(st.just('add'), st.lists(st.one_of(st.tuples(st.integers(0, 11), st.integers(0, 2)), st.tuples(st.integers(12, FAMILIES - 1), st.integers(0, 3))), min_size=1, max_size=12)),
-    st.tuples(st.sampled_from(['exclude', 'relabel', 'keep']), st.integers(0, 47)), st.tuples(st.just('again'), st.just(0)),
-    st.tuples(st.just('undo'), st.just(0)), st.tuples(st.just('merge'), st.sampled_from(['', 'slug,merge_into\na,b\n', 'slug,drop\na,yes\n']))), min_size=2, max_size=7)
+    st.tuples(st.just('add'), NAMES), st.tuples(st.just('fetch'), st.tuples(NAMES, st.integers(1, 4))), st.tuples(st.sampled_from(['exclude', 'relabel', 'keep', 'lose', 'lose for a while']), ROW),
+    st.tuples(st.sampled_from(['retry', 'undo']), st.just(0)), st.tuples(st.just('merge'), st.sampled_from(['', 'slug,merge_into\na,b\n', 'slug,drop\na,yes\n']))), min_size=2, max_size=7)
 FIRST = ('add', [(0, 0), (0, 1), (2, 0), (3, 0), (5, 2), (8, 0), (9, 1), (12, 0), (12, 1), (13, 0), (13, 1), (14, 0), (14, 1), (15, 0), (15, 1)])
 
 
 # no shrinking: an example takes a second, and the steps of a failing one are few
 @settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], phases=[Phase.explicit, Phase.reuse, Phase.generate])
-@example([('add', [(12, 2), (13, 2), (14, 2), (15, 2)]), ('exclude', 3), ('add', [(0, 2), (3, 1), (9, 0), (12, 3), (13, 3), (14, 3), (15, 3)]), ('again', 0), ('relabel', 1)], 0)
+@example([('add', [(12, 2), (13, 2), (14, 2), (15, 2)]), ('exclude', 3), ('add', [(0, 2), (3, 1), (9, 0), (12, 3), (13, 3), (14, 3), (15, 3)]), ('lose', 0), ('relabel', 1)], 0)
+@example([('fetch', ([(0, 2), (1, 0), (1, 1), (4, 0), (12, 2), (13, 3)], 2)), ('exclude', 5), ('retry', 0), ('lose for a while', 0), ('fetch', ([(4, 1), (6, 0), (0, 0)], 4)), ('retry', 0)], 1)
 @given(STEPS, st.integers(0, 3))
-def test_no_split_changes_in_any_order(pool, tmp_path_factory, steps, seed):
-    "Add, fetch again, exclude, relabel, undo, merge and drop classes, in any order: every picture's split is as the links say, and stays."
+def test_no_split_changes_in_any_order(pool, served, tmp_path_factory, steps, seed):
+    "Add, fetch, fetch what failed, fetch again what was lost, exclude, relabel, undo, merge and drop classes, in any order: every picture's split is as the links say, and stays."
     root = tmp_path_factory.mktemp('any')
     ds = ImageDataset(root / 'ds', subject='objects', seed=seed)
     (ds.path / 'features').symlink_to(pool / 'all/features')
@@ -161,7 +182,7 @@ def test_no_split_changes_in_any_order(pool, tmp_path_factory, steps, seed):
     with warnings.catch_warnings():
         warnings.simplefilter('ignore', VegcWarning)
         for what, which in [FIRST, *steps]:
-            change(ds, pool, root, what, which)
+            change(ds, pool, served, root, what, which)
             split(ds)
             im = ds.images.assign(name=lambda t: [(int(f), int(k)) for f, k in t.url.str.extract(r'(\d+)-(\d)').to_numpy()])
             now = dict(zip(im.name, im.split, strict=True))
@@ -173,16 +194,35 @@ def test_no_split_changes_in_any_order(pool, tmp_path_factory, steps, seed):
             known = now
 
 
-def change(ds, pool, root, what, which):
+def change(ds, pool, served, root, what, which):
     "One step of somebody who works with a dataset."
+    lists = root / 'lists'
+    fetch = lambda **how: ingest(lists, ds, allow_hosts='127.0.0.1', tries=1, max_failures=1., **how) if lists.exists() else None  # noqa: E731
+    file = lambda name: f'{name[0]:02}-{name[1]}.jpg'  # noqa: E731
+    served.down = set()
     if what == 'add':
-        for f, k in which:
-            (root / 'src' / 'ab'[f % 2]).mkdir(parents=True, exist_ok=True)
-            shutil.copy(pool / 'src' / 'ab'[f % 2] / f'{f:02}-{k}.jpg', root / 'src' / 'ab'[f % 2])
+        for n in which:
+            (root / 'src' / 'ab'[n[0] % 2]).mkdir(parents=True, exist_ok=True)
+            shutil.copy(pool / 'src' / 'ab'[n[0] % 2] / file(n), root / 'src' / 'ab'[n[0] % 2])
         add(root / 'src', ds)
-    elif what == 'again':  # a lost file is fetched again
-        (ds.path / ds.images.path[0]).unlink()
+    elif what == 'fetch':  # new addresses, every so many of which cannot be had yet
+        names, every = which
+        old = [(lists / f'{c}.csv').read_text().split() if lists.exists() else [] for c in 'ab']
+        write_lists(lists, **{c: list(dict.fromkeys([*had, *(served.url(f'/pool/{file(n)}') for n in names if 'ab'[n[0] % 2] == c)])) for c, had in zip('ab', old, strict=True)})
+        served.down = {file(n) for n in names[::every]}
+        fetch()
+    elif what == 'retry': fetch(retry_failed=True)
+    elif what in ('lose', 'lose for a while'):  # a lost file is fetched again, at once or when it can be had
+        path = ds.images.path[which % len(ds.images)]
+        lost = (ds.path / path).read_bytes()
+        (ds.path / path).unlink()
+        if what != 'lose':
+            served.down = {p.name for p in (pool / 'src').glob('*/*')}
+            fetch()
+            served.down = set()
         add(root / 'src', ds)
+        fetch(retry_failed=True)
+        assert (ds.path / path).read_bytes() == lost
     elif what == 'undo' and len(ds.decisions): clean(ds, undo=True)
     elif what == 'merge': (ds.path / 'classes.csv').write_text(which or 'slug\na\nb\n')
     elif what in ('exclude', 'relabel', 'keep'):
