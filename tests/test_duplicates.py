@@ -12,6 +12,7 @@ from pictures import CHANGES, changed, scene
 from vegc import duplicates as dup
 from vegc.duplicates import exact_pairs, feature_pairs, group_numbers, hash_pairs, join_pairs, least_similarity, nearest, pairs_frame, whiten
 from vegc.images import phash, phash_mirrored
+from vegc.overlap import METHOD, GreyThumb, overlap
 
 
 def as_set(pairs): return set(zip(pairs.a.tolist(), pairs.b.tolist(), strict=True))
@@ -171,3 +172,12 @@ def test_hashes_find_all_but_crops(change):
     found = as_set(hash_pairs(hashes, [phash_mirrored(h) for h in hashes]))
     assert len(found & {(i, 40 + i) for i in range(40)}) >= 38
     assert len(found - {(i, 40 + i) for i in range(40)}) == 0
+
+
+def test_answers_that_are_kept_are_those_of_this_method():
+    "If this fails because `overlap` was changed on purpose, METHOD goes up by one: datasets keep what it said, by that number."
+    im, rng = scene(1), np.random.default_rng(0)
+    covered = im.copy()
+    covered.paste(scene(7).crop((0, 0, 30, 160)), (0, 0))
+    said = [overlap(GreyThumb.of(im), GreyThumb.of(other)) for other in (changed(im, 'cropped', rng), changed(im, 'mirrored', rng), covered, scene(2))]
+    assert METHOD == 1 and said == pytest.approx([.974, .999, .392, 0], abs=.003)

@@ -34,6 +34,7 @@ ALLOWED_OUTPUTS: dict[str, str] = {
     'nbs/71_demo.ipynb': "scikit-learn's digits drawn by the program, partly on crops of scikit-learn's sample photographs of a temple and a flower",
     'nbs/bench/train.ipynb': 'a chart of costs and accuracies; no photograph of those it was measured on',
     'nbs/bench/clean.ipynb': 'charts of flaws seen and of confidence; no photograph of those it was measured on',
+    'nbs/bench/split.ipynb': 'a chart of how well details agree; no photograph of those it was measured on',
     'nbs/bench/ingest.ipynb': 'a chart of processor seconds; no photograph of those it was measured on',
     'nbs/studies/00_walkthrough.ipynb': "scikit-learn's digits drawn by the program, partly on crops of scikit-learn's sample photographs of a temple and a flower",
 }

@@ -228,6 +228,8 @@ def full(tmp_path):
         im = ds.images
         (ds.path/'features').mkdir()
         save_file(dict(x=np.arange(len(im))[:, None].astype('float16')), ds.path/'features/a.safetensors', metadata=dict(images='\n'.join(im.sha256)))
+        hashes = list(dict.fromkeys(im.sha256))
+        pd.DataFrame(dict(a=hashes[:-1], b=hashes[1:], proof=.5)).to_parquet(ds.path/'features/proofs-1.parquet')
         (ds.path/'predictions').mkdir()
         im[['path']].assign(loss=1.).to_parquet(ds.path/'predictions/raw-valid.parquet')
         for stage, seen in dict(raw=list(im.sha256), other=['f'*64]).items():
@@ -248,6 +250,8 @@ def test_forgetting_takes_out_the_picture_and_all_that_came_of_it_and_it_stays_o
     everything = b'\n'.join(p.read_bytes() for p in ds.path.rglob('*') if p.is_file() and p.parent.name not in ('raw', 'lists'))
     assert not [p for p in ds.path.rglob('*') if row.sha256[:16] in p.name] and row.sha256.encode() not in everything and row.phash.encode() not in everything
     assert load_file(ds.path/'features/a.safetensors')['x'].shape == (5, 1)  # of seven rows, the one picture's two
+    pairs = pd.read_parquet(ds.path/'features/proofs-1.parquet')
+    assert len(pairs) and not {row.sha256} & (set(pairs.a) | set(pairs.b)), 'nor is it half of a pair'
     for table in (pd.read_parquet(ds.path/'predictions/raw-valid.parquet').path, pd.read_csv(ds.path/'cleaned.csv').name, ds.labels.path): assert len(table) == 5 and row.path not in set(table)
     assert not (ds.path/'report.html').exists() and (ds.path/'mine.html').exists()
     after = ds.df

@@ -1,6 +1,7 @@
 """Training: the same twice, loaders under spawn, what is recorded, and batches that fit the number of pictures."""
 import json
 import os
+import signal
 import subprocess
 import sys
 import warnings
@@ -12,8 +13,10 @@ import torch
 from conftest import ROOT
 from PIL import Image
 
+import vegc.train
+from vegc.clean import clean
 from vegc.core import sha256_hex
-from vegc.data import dataloaders
+from vegc.data import dataloaders, items
 from vegc.dataset import ImageDataset
 from vegc.models import weights_hash
 from vegc.stages import stage_info
@@ -75,6 +78,61 @@ def test_a_checkpoint_is_read_again(squares, tmp_path):
         fit_body(again, 2)
     assert again.batch_losses == {} and again.info.history == learn.info.history
     assert weights_hash(again.model) == weights_hash(learn.model)
+
+
+KILLED = '''
+import os, signal, sys
+from vegc import train as t
+
+how = dict(arch='efficientnet_lite0', size=48, bs=16, epochs=(1, 3), stage=sys.argv[2])
+if sys.argv[3] != 'whole':  # nobody says goodbye: the process is gone in the middle of the second or the third epoch
+    class Kill(t.Callback):
+        order = 70
+        def after_batch(self):
+            if self.training and self.learn.info.history[-1:] and self.epoch == int(sys.argv[3]) and self.iter == 1: os.kill(os.getpid(), signal.SIGKILL)
+    plain = t._fit_once
+    t._fit_once = lambda learn, part, epochs, lr, cbs, patience: plain(learn, part, epochs, lr, [*cbs, *([Kill()] if part == 'unfrozen' else [])], patience)
+t.train(sys.argv[1], **how)
+'''
+
+
+def test_a_killed_run_goes_on_from_its_last_epoch_and_ends_where_an_unbroken_one_does(squares, tmp_path):
+    script = tmp_path/'killed.py'
+    script.write_text(KILLED)
+    def run(stage, how): return subprocess.run([sys.executable, script, squares.path, stage, how], capture_output=True, text=True, timeout=300,
+                                               env=os.environ | {'PYTHONPATH': str(ROOT), 'OMP_NUM_THREADS': '1'})
+    assert run('unbroken', 'whole').returncode == 0
+    for epoch in (1, 2):
+        done = run('broken', str(epoch))
+        assert done.returncode == -signal.SIGKILL, done.stderr[-2000:]
+        assert done.stderr.count('unfrozen ') == 1 and f'unfrozen {epoch}: ' in done.stderr, 'one epoch more each time, and none twice'
+    done = run('broken', 'whole')
+    assert done.returncode == 0 and 'unfrozen: going on after epoch 2 of 3.' in done.stderr and 'broken-1 is there already' in done.stderr, done.stderr[-2000:]
+    one, other = (stage_info(squares, name) for name in ('unbroken', 'broken'))
+    assert one.history == other.history and len(other.history) == 4 and one.best == other.best
+    same = [(squares.path/'models'/name/'weights.safetensors').read_bytes() for name in ('unbroken', 'broken')]
+    assert same[0] == same[1] and not (squares.path/'models/broken/unfinished.pt').exists()
+
+
+@pytest.mark.parametrize('balance', ['sampling', 'oversampling', 'weights', 'focal', None])
+def test_no_way_to_balance_touches_what_is_validated_on(squares, balance):
+    "Of sixty pictures a third of one class is left out, so that there is something to balance; valid stays as it is, in order, and train sees train alone."
+    out = squares.path/'decisions.jsonl'
+    try:
+        few = [p for p, part in zip(squares.images.path, squares.images.split, strict=True) if part == 'train' and '/a/' in p][:12]
+        (squares.path/'d.csv').write_text('path,action,label,who,why\n' + ''.join(f'{p},exclude,,ana,looked\n' for p in few))
+        clean(squares, decisions=squares.path/'d.csv')
+        mine = items(squares)
+        held, fit = mine[mine.split == 'valid'], mine[mine.split == 'train']
+        assert fit.label.value_counts().to_dict() == {'b': 20, 'a': 8}
+        learn = image_learner(dataloaders(squares, 48, 8, balance=balance, augment=False), 'efficientnet_lite0')
+        for dls in (learn.dls, vegc.train._head_learner(learn, 8).dls):
+            assert dls.valid.n == len(held), 'no row more, none less'
+            assert torch.cat([y for _, y in dls.valid]).tolist() == [int(v == 'b') for v in held.label]
+            seen = torch.cat([y for _ in range(20) for _, y in dls.train]).float().mean()
+            assert abs(seen - (.5 if balance in ('sampling', 'oversampling') else 20/28)) < .1, seen
+        assert set(learn.dls.train.items.path) == set(fit.path) and set(learn.dls.valid.items.path) == set(held.path)
+    finally: out.unlink(missing_ok=True)
 
 
 def test_loaders_work_with_processes_that_are_spawned(squares, tmp_path):

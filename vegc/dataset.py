@@ -529,9 +529,13 @@ def _is_out(row: dict, out: OptOut) -> str:
 
 # %% ../nbs/12_dataset.ipynb #43c8e107
 def _drop_features(folder: Path, gone: set[str]) -> None:
-    "Take the rows of these hashes out of every file of features."
+    "Take the rows of these hashes out of every file of features, and out of what is known of pairs."
     from safetensors import safe_open
     from safetensors.numpy import save_file
+    for path in sorted((folder/'features').glob('proofs-*.parquet')):
+        pairs = pd.read_parquet(path)
+        if (hit := pairs.a.isin(gone) | pairs.b.isin(gone)).any():
+            with replacing(path) as tmp: pairs[~hit].to_parquet(tmp, index=False)
     for path in sorted((folder/'features').glob('*.safetensors')):
         with safe_open(path, 'numpy') as f: about, arrays = f.metadata() or {}, {k: f.get_tensor(k) for k in f.keys()}
         names = about.get('images', '').split('\n')

@@ -221,13 +221,18 @@ def prove_pairs(
     mirror: bool=True,                         # whether a mirrored picture is a copy
     *,
     most: int=PROOFS,                          # pairs proved at most, the most doubtful first
+    known: dict[tuple[int, int], float] | None=None,  # what earlier proofs said of pairs of rows; new ones are put in
 ) -> pd.DataFrame:                             # the copies among them; similarity is what the pixels say, where they were asked
     "Keep the pairs whose pixels agree, and those above their margin whose pixels could not be compared."
-    seen = lru_cache(1000)(thumb)
+    seen, known = lru_cache(1000)(thumb), {} if known is None else known
     proof, doubtful = np.full(len(pairs), np.nan), np.argsort(pairs.margin.abs().to_numpy(), kind='stable')[:most]
     for r in doubtful[np.argsort(pairs.a.to_numpy()[doubtful], kind='stable')]:
-        a, b = seen(int(pairs.a.iloc[r])), seen(int(pairs.b.iloc[r]))
-        if a is not None and b is not None: proof[r] = overlap(a, b, mirror)
+        pair = int(pairs.a.iloc[r]), int(pairs.b.iloc[r])
+        if pair not in known:
+            a, b = map(seen, pair)
+            if a is None or b is None: continue
+            known[pair] = overlap(a, b, mirror)
+        proof[r] = known[pair]
     asked = ~np.isnan(proof)
     res = pairs.assign(similarity=np.where(asked, proof, pairs.similarity))
     return res[np.where(asked, proof >= PROVEN, pairs.margin >= 0)].drop(columns='margin')

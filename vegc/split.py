@@ -9,17 +9,20 @@ __all__ = ['SPLITS', 'HALF_A_POINT', 'GROUP_BY', 'deal', 'duplicate_pairs', 'fin
 # %% ../nbs/23_split.ipynb #87f7c953
 from dataclasses import dataclass
 from importlib.metadata import version
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from scipy.optimize import Bounds, LinearConstraint, milp
+from scipy.sparse import block_array, csr_array, eye_array, kron
 
-from .core import DatasetError, UsageError, sha256_hex, table_text, utc_now, warn
+from .core import DatasetError, UsageError, disk_full_is_clear, replacing, sha256_hex, table_text, utc_now, warn
 from .dataset import ImageDataset, Journal, read_jsonl
 from .duplicates import NEIGHBOURS, exact_pairs, feature_pairs, group_numbers, hash_pairs, join_pairs, kept_axes, least_similarity, pairs_frame, prove_pairs, with_twins
 from .features import cached_features, stored_features
 from .images import ImageProblem, phash_mirrored
 from .models import WeightsError
-from .overlap import GreyThumb
+from .overlap import COARSE, LEAST_PART, METHOD, SIDE, GreyThumb
 
 # %% ../nbs/23_split.ipynb #1c821ad3
 SPLITS = ('train', 'valid', 'test')
@@ -120,6 +123,25 @@ def _thumb(path: str) -> GreyThumb | None:
     try: return GreyThumb.read(path)
     except OSError: return None
 
+def _known_proofs(file: Path) -> pd.DataFrame:
+    "What the pixels said of pairs of hashes: a, b, proof. Raises `DatasetError`."
+    if not file.exists(): return pd.DataFrame(dict(a=[], b=[], proof=[]))
+    try: return pd.read_parquet(file, columns=['a', 'b', 'proof'])
+    except (OSError, ValueError) as e: raise DatasetError(f'{file} is damaged ({e}); move it away and run again, it is made anew.') from e
+
+def _prove(dataset: ImageDataset, images: pd.DataFrame, pairs: pd.DataFrame, mirror: bool) -> pd.DataFrame:
+    "As `prove_pairs`; what was proved before is read, what is new is kept, whatever ends it."
+    file = dataset.path/'features'/f'proofs-{METHOD}-{SIDE}-{COARSE}-{LEAST_PART:g}{"m" if mirror else ""}.parquet'
+    old = _known_proofs(file)
+    row = dict(zip(images.sha256[::-1], images.index[::-1], strict=True))  # the first of each hash
+    here = old[old.a.isin(row) & old.b.isin(row)]
+    known = {(min(i, j), max(i, j)): p for i, j, p in zip(here.a.map(row), here.b.map(row), here.proof, strict=True)}
+    n = len(known)
+    try: return prove_pairs(pairs, lambda i: _thumb(dataset.path/images.path[i]), mirror, known=known)
+    finally:
+        if new := [(images.sha256[i], images.sha256[j], p) for (i, j), p in list(known.items())[n:]]:
+            with disk_full_is_clear(file), replacing(file) as tmp: pd.concat([*([old] if len(old) else []), pd.DataFrame(new, columns=['a', 'b', 'proof'])]).to_parquet(tmp, index=False)
+
 def duplicate_pairs(
     dataset: ImageDataset,
     images: pd.DataFrame,              # rows of `dataset.images`
@@ -137,7 +159,7 @@ def duplicate_pairs(
         rows, x = found
         seen = _candidates(_means(x), min_similarity)
         near = pd.concat([near, seen.assign(a=solid[rows][seen.a], b=solid[rows][seen.b])]).sort_values('margin', ascending=False, kind='stable').drop_duplicates(['a', 'b'])
-    near = prove_pairs(near, lambda i: _thumb(dataset.path/images.path[i]), mirror)
+    near = _prove(dataset, images, near, mirror)
     return join_pairs(exact_pairs(images.sha256), with_twins(near, images.sha256))
 
 # %% ../nbs/23_split.ipynb #a1e63c58
@@ -193,7 +215,7 @@ def assign_splits(
     im = im.where(im.notna(), None).assign(number=pd.factorize(numbers)[0])
     old = im[im.split.isin(SPLITS)].groupby('number').split
     settled = old.first().where(old.nunique() == 1, 'none')
-    settled = settled.reindex(settled.index.union(im.number[im.split == 'none']), fill_value='none')  # copies of what is used nowhere
+    settled = settled.reindex(settled.index.union(im.number[im.split == 'none'].unique()), fill_value='none')  # copies of what is used nowhere
     im.loc[im.split.isna(), 'split'] = im.number[im.split.isna()].map(settled)
     if 'source_split' in images: _take_given(im, images.source_split.reset_index(drop=True))
     _deal_all(im, np.asarray(shares, float), np.random.default_rng(seed))
@@ -241,7 +263,7 @@ def _deal_mixed(sizes: pd.DataFrame, shares: np.ndarray, have: np.ndarray, there
         res[number] = int(np.where(shares > 0, (count[:, None]*lacks).sum(0), -np.inf).argmax())
         have[classes, res[number]] += count
         there[classes, res[number]] += 1
-    for improve in (_even_out, _cover): improve(groups, res, shares, have, there, want, single)
+    for improve in (_even_out, _solve, _cover): improve(groups, res, shares, have, there, want, single)
     return res
 
 # %% ../nbs/23_split.ipynb #2646ad15
@@ -255,10 +277,14 @@ def _move(group: tuple, to: int, split_of: dict[int, int], have: np.ndarray, the
     split_of[number] = to
     return was
 
+def _off(c: np.ndarray, have: np.ndarray, want: np.ndarray, single: np.ndarray) -> np.ndarray:
+    "How far each split of some classes is off at least, whatever their groups of one class do: shares of the class."
+    room = single[c, 1:]
+    return np.maximum(np.maximum(have[c] - want[c], want[c] - room - have[c]), 0)/want[c].sum(1)[:, None]
+
 def _even_out(groups: list[tuple], split_of: dict[int, int], shares: np.ndarray, have: np.ndarray, there: np.ndarray, want: np.ndarray, single: np.ndarray) -> None:
     "Move groups as long as that brings a class nearer to its shares than its groups of one class could."
-    total, room = want.sum(1)[:, None], single[:, 1:]
-    off = lambda c: np.maximum(np.maximum(have[c] - want[c], want[c] - room[c] - have[c]), 0)/total[c]  # noqa: E731
+    off = lambda c: _off(c, have, want, single)  # noqa: E731
     for _ in range(10):
         moved = False
         for group in groups:
@@ -281,6 +307,49 @@ def _cover(groups: list[tuple], split_of: dict[int, int], shares: np.ndarray, ha
                 before, was = lacks(group[1]), _move(group, int(to), split_of, have, there)
                 if lacks(group[1]) < before: break
                 _move(group, was, split_of, have, there)
+
+# %% ../nbs/23_split.ipynb #5b1e90c4
+def _solve(groups: list[tuple], split_of: dict[int, int], shares: np.ndarray, have: np.ndarray, there: np.ndarray, want: np.ndarray, single: np.ndarray, most: int=20_000) -> None:
+    "Deal the groups as a solver says, where some class is far off, there is not too much to try, and it helps."
+    classes, used = np.unique(np.concatenate([g[1] for g in groups], dtype=int)) if groups else np.zeros(0, int), np.flatnonzero(shares > 0)
+    off = lambda: _off(classes, have, want, single)[:, used]  # noqa: E731
+    if not len(classes) or len(groups)*len(classes) > most or (before := off()).max() <= HALF_A_POINT: return
+    counts = np.zeros((len(classes), len(groups)))
+    for g, (_, c, count) in enumerate(groups): counts[np.searchsorted(classes, c), g] = count
+    lies = np.array([split_of[g[0]] for g in groups])[:, None] == used
+    # what lies in the splits without these groups: pictures, and groups
+    fixed, others = have[np.ix_(classes, used)] - counts @ lies, there[np.ix_(classes, used)] - (counts > 0)@lies
+    needs = (others == 0) & ((single[classes, 0] == 0) & (others.sum(1) + (counts > 0).sum(1) >= len(used)))[:, None]
+    dealt = _integer_program(counts, single[classes, 1], shares[used], fixed, want[classes].sum(1), needs)
+    if dealt is None: return
+    old = dict(split_of)
+    for group, to in zip(groups, used[dealt].tolist(), strict=True): _move(group, to, split_of, have, there)
+    if (off()**2).sum() >= (before**2).sum():
+        for group in groups: _move(group, old[group[0]], split_of, have, there)
+
+def _integer_program(
+    counts: np.ndarray,  # pictures of each class in each group [c, n]
+    own: np.ndarray,     # pictures of each class that can go anywhere [c]
+    shares: np.ndarray,  # wanted of each split [k]
+    fixed: np.ndarray,   # pictures of each class that lie in each split already [c, k]
+    total: np.ndarray,   # pictures of each class [c]
+    needs: np.ndarray,   # whether a class needs one of these groups in a split [c, k]
+) -> np.ndarray | None:  # split of each group [n]; None where there is no way or none was found
+    "The deal with the smallest sum of the classes' furthest splits, and of the furthest of all as often; beyond half a point."
+    (c, n), k = counts.shape, len(shares)
+    share, each = csr_array(counts/total[:, None]), kron(eye_array(c), np.ones((k, 1)))
+    into, mine = kron(share, eye_array(k)), kron(csr_array(np.diag(1/total)), eye_array(k))
+    rows = [[kron(eye_array(n), np.ones((1, k))), None, None, None],          # every group in one split
+            [None, kron(eye_array(c), np.ones((1, k))), None, None],
+            [into, mine, -each, None], [into, mine, each, None],              # a class's furthest split
+            [None, None, eye_array(c), csr_array(-np.ones((c, 1)))],          # the furthest class
+            [kron(share > 0, eye_array(k)), None, None, None]]
+    lacks, free = (shares - fixed/total[:, None]).ravel(), np.full(c*k, np.inf)
+    least, greatest = np.r_[np.ones(n), own, -free, lacks, np.full(c, -np.inf), needs.ravel()], np.r_[np.ones(n), own, lacks, free, np.zeros(c), free]
+    cost, tolerated = np.r_[np.zeros(n*k + c*k), np.ones(c), c], np.full(c + 1, HALF_A_POINT)
+    res = milp(cost, constraints=LinearConstraint(block_array(rows, format='csr'), least, greatest), integrality=np.r_[np.ones(n*k), np.zeros(c*k + c + 1)],
+               bounds=Bounds(np.r_[np.zeros(n*k + c*k), tolerated], np.r_[np.ones(n*k), np.repeat(own, k), np.ones(c + 1)]), options=dict(node_limit=int(min(3000, 1e6/(n*c)))))
+    return None if res.x is None else res.x[:n*k].reshape(n, k).argmax(1)
 
 # %% ../nbs/23_split.ipynb #78e48cd3
 @dataclass
