@@ -2,6 +2,7 @@
 
     python nbs/bench/train_bench.py rounds   --photos DIR [--limit 400] [--unfrozen 4]       # frozen, then all layers: stock, vegc fp32, vegc bf16
     python nbs/bench/train_bench.py augmented --photos DIR [--limit 400] [--seeds 1]     # frozen epochs through the body, with augmentation
+    python nbs/bench/train_bench.py start    --photos DIR [--seeds 1 2 3]                # importing alone, which is in all other seconds
     python nbs/bench/train_bench.py predict  --photos DIR [--seeds 1 2 3]                # all photographs from files, and the floor
     python nbs/bench/train_bench.py full     --photos DIR [--seeds 1 2 3]                # the command `vegc train` on all photographs
     python nbs/bench/train_bench.py ablation --photos DIR [--seeds 1] [--only NAME ...]  # what helps the unfrozen part
@@ -104,6 +105,13 @@ def measured(run):
         judging += cpu() - now
 
 
+def start(how):
+    "Python with what a training run imports."
+    if how == 'stock': import fastai.vision.all  # noqa: F401
+    else: import vegc.train  # noqa: F401
+    yield dict(cpu=round(cpu(), 2))
+
+
 def predict(ds, how):
     "All photographs from their files."
     files = [ds.path/p for p in ds.images.path]
@@ -133,6 +141,7 @@ def model_file(folder):
 def floor(ds):
     "CPU milliseconds a picture of the forward pass alone, on tensors in memory."
     import torch
+    from vegc.core import reuse_memory
     from vegc.models import fold_batchnorm, image_body
     body = image_body(ARCH).eval()
     fast = fold_batchnorm(body).to(memory_format=torch.channels_last)
@@ -144,7 +153,8 @@ def floor(ds):
             for _ in range(n): model(x)
         return round((cpu() - start)/n/len(x)*1000, 2)
     last = x.contiguous(memory_format=torch.channels_last)
-    yield dict(plain=ms(body, x, False), fp32=ms(fast, last, False), bf16=ms(fast, last, True))
+    plain = ms(body, x, False)
+    with reuse_memory(): yield dict(plain=plain, fp32=ms(fast, last, False), bf16=ms(fast, last, True))
 
 
 def ablation(ds, seed, **way):
@@ -228,6 +238,7 @@ def plan(kind, seeds, limit, unfrozen, only):
         base = dict(kind=kind, seed=seed)
         if kind == 'rounds': yield from (base | dict(limit=limit, unfrozen=unfrozen, tool=t) for t in ('stock', 'vegc fp32', 'vegc bf16'))
         elif kind == 'augmented': yield from (base | dict(limit=limit, tool=t) for t in ('vegc',))
+        elif kind == 'start': yield from (base | dict(tool=t) for t in ('stock', 'vegc'))
         elif kind == 'predict': yield from (base | dict(tool=t) for t in ('stock', 'vegc stage', 'vegc model file', 'floor'))
         elif kind == 'ablation': yield from (base | dict(way=name) for name in WAYS if not only or name in only)
         else: yield base
@@ -238,6 +249,7 @@ def rows_of(what, ds):
     kind, tool = what['kind'], what.get('tool', '')
     if kind == 'rounds': return measured(stock(ds, what['seed'], 8, what['unfrozen']) if tool == 'stock' else ours(ds, what['seed'], 8, 10*(what['unfrozen'] > 0), bf16=tool == 'vegc bf16'))
     if kind == 'augmented': return measured(ours(ds, what['seed'], 8, 0, cached=False))
+    if kind == 'start': return start(tool)
     if kind == 'predict': return floor(ds) if tool == 'floor' else predict(ds, tool)
     return ablation(ds, what['seed'], **WAYS[what['way']]) if kind == 'ablation' else full(ds, what['seed'])
 
@@ -253,8 +265,9 @@ def with_interval(values):
     return f'{values.mean():.3f} ± {1.96*values.std(ddof=1)/len(values)**.5:.3f}'
 
 
-def table(rows, by, base):
-    "A line a way: median CPU seconds, how many times fewer than `base`, accuracy, and the difference picture by picture."
+def table(rows, by, base, started=None):
+    """A line a way: median CPU seconds, how many times fewer than `base`, accuracy, and the difference picture by picture.
+    With `started`, seconds that Python and the imports took by tool, also how many times fewer without them."""
     names = dict.fromkeys((r['part'], r[by]) for r in rows)
     some = lambda part, name: [r for r in rows if (r['part'], r[by]) == (part, name)]  # noqa: E731
     cost = lambda rows: statistics.median(r['cpu'] for r in rows) if all('cpu' in r for r in rows) else None  # noqa: E731
@@ -263,6 +276,7 @@ def table(rows, by, base):
         line = {'part': part, by: name, 'seeds': len(mine), 'pictures': len(mine[0]['right']), 'CPU s': cost(mine), 'accuracy': with_interval(told(mine))}
         if other:
             line['times fewer'] = round(cost(other)/cost(mine), 1) if cost(mine) else None
+            if started: line['start apart'] = round((cost(other) - started[base])/(cost(mine) - started[name]), 1)
             line[f'against {base}'] = '' if name == base else with_interval(told(mine) - told(other))
         yield line
 
@@ -285,12 +299,13 @@ def bench(kind, photos, out, work, seeds, limit, unfrozen, only):
 
 if __name__ == '__main__':
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('kind', nargs='?', choices=('rounds', 'augmented', 'predict', 'full', 'ablation'))
+    parser.add_argument('kind', nargs='?', choices=('rounds', 'augmented', 'start', 'predict', 'full', 'ablation'))
     for name, kw in {'photos': {}, 'out': dict(default='train.jsonl'), 'work': dict(default=f'{tempfile.gettempdir()}/vegc_train_bench'), 'seeds': dict(type=int, nargs='+', default=[1, 2, 3]),
                      'limit': dict(type=int, default=400), 'unfrozen': dict(type=int, default=4), 'only': dict(nargs='+'), 'child': {}}.items(): parser.add_argument(f'--{name}', **kw)
     args = parser.parse_args()
     if args.child:
-        from vegc.dataset import ImageDataset
-        for row in rows_of(json.loads(args.child), ImageDataset(args.work)): print(json.dumps(row), flush=True)
+        what = json.loads(args.child)
+        if what['kind'] != 'start': from vegc.dataset import ImageDataset
+        for row in rows_of(what, None if what['kind'] == 'start' else ImageDataset(args.work)): print(json.dumps(row), flush=True)
     elif args.kind and args.photos: bench(args.kind, args.photos, Path(args.out), args.work, args.seeds, args.limit, args.unfrozen, args.only)
     else: parser.error('a kind and --photos are needed')
