@@ -2,14 +2,15 @@
 import base64
 import json
 import socket
+import tracemalloc
 from itertools import pairwise
 
 import pytest
-from fault_server import FaultServer, closed_port, jpeg, write_lists
+from fault_server import FaultServer, bomb, closed_port, jpeg, write_lists
 
-from vegc.core import DatasetError, UsageError, VegcWarning
+from vegc.core import DatasetError, UsageError, VegcWarning, sha256_hex
 from vegc.dataset import ImageDataset
-from vegc.fetch import is_public
+from vegc.fetch import FetchProblem, _Body, is_public
 from vegc.images import load_rgb
 from vegc.ingest import TooManyFailures, ingest
 
@@ -106,11 +107,21 @@ def test_reading_stops_at_the_cap(run):
     for path in ('/huge', '/endless', '/robots-tag?noai'): assert run[0].sent[path] < 12_000_000
 
 
+def test_a_bomb_is_not_unpacked_beyond_the_cap():
+    data, body = bomb(200), _Body('gzip', 2_000_000)
+    assert len(data) < 250_000
+    tracemalloc.start()
+    try:
+        with pytest.raises(FetchProblem) as e: body.add(data)
+        assert e.value.code == 'too_large' and tracemalloc.get_traced_memory()[1] < 6_000_000
+    finally: tracemalloc.stop()
+
+
 def test_files_are_named_by_their_content_and_stay_in_their_class(run):
     ds = run[1].dataset
     files = sorted(p.relative_to(ds.path).as_posix() for p in (ds.path/'images').rglob('*') if p.is_file())
     assert files == sorted(set(ds.df.path.dropna()))
-    assert all(len(f.split('/')) == 3 and len(f.split('/')[2]) == 20 for f in files)
+    assert files == sorted({f'images/thing/{sha256_hex((ds.path/f).read_bytes())[:16]}.jpg' for f in files})
 
 
 def test_the_agent_is_named_and_can_be_set(run, tmp_path):
@@ -189,7 +200,7 @@ def test_while_one_host_waits_the_others_go_on(tmp_path):
         seen, answer = [], quick.picture
         quick.picture = lambda raw, **kw: (seen.append(sum(slow.asked.values())), answer(raw, **kw))[1]
         urls = [slow.url('/limited?wait=2'), *(slow.url(f'/{i}') for i in range(40)), *(quick.url(f'/{i}') for i in range(40))]
-        res = ingest(write_lists(tmp_path/'lists', a=urls), tmp_path/'ds', subject='objects', allow_hosts='127.0.0.1', per_host=2)
+        res = ingest(write_lists(tmp_path/'lists', a=urls), tmp_path/'ds', subject='objects', allow_hosts='127.0.0.1', per_host=2, concurrency=2)  # a worker that slept would be missed
         assert res.counts['ok'] == 81 and slow.asked['/limited?wait=2'] == 2
         # the slow host had a few requests in the air when it asked for patience, and none more until the quick one was done
         assert seen[-1] <= 10, seen
