@@ -33,7 +33,7 @@ FAULTS = {
     '/huge': ('too_large', 1), '/endless': ('too_large', 1), '/bomb': ('too_large', 1),
     '/gzip': ('ok', 1), '/deflate': ('ok', 1), '/not-gzip': ('ok', 1), '/text-type': ('ok', 1),
     '/html': ('not_image', 1), '/svg': ('not_image', 1), '/text': ('not_image', 1), '/empty': ('empty', 1),
-    '/robots-tag?noai': ('opted_out', 1), '/robots-tag?nofollow,+noimageai': ('opted_out', 1), '/robots-tag?noindex': ('opted_out', 1), '/robots-tag?otherbot:+noindex,+vegc:+noai': ('opted_out', 1), '/tdm': ('opted_out', 1),
+    '/robots-tag?noai': ('opted_out', 1), '/robots-tag?nofollow,+noimageai': ('opted_out', 1), '/robots-tag?noindex': ('opted_out', 1), '/robots-tag?otherbot:+noindex,+vegc:+noai': ('opted_out', 1), '/tdm': ('opted_out', 1), '/reserved': ('opted_out', 1),
     '/agent': ('http_403', 1),
     '/../../etc/passwd.jpg': ('ok', 1), '/' + 'n'*400 + '.jpg': ('ok', 1), '/bún%20chả.php': ('ok', None), '/bún chả.php': ('ok', None), '/plain': ('ok', 1),
 }
@@ -150,7 +150,8 @@ def test_a_rate_limit_is_asked_again_on_the_next_run_only(tmp_path):
         assert [server.asked[p] for p in ('/limited?wait=3600', '/status/404', '/x')] == [2, 1, 1]
 
 
-def test_a_dead_host_is_given_up_after_a_few_tries(tmp_path, monkeypatch):
+@pytest.mark.parametrize('rules', [True, False], ids=['rules asked for', 'rules ignored'])
+def test_a_dead_host_is_given_up_after_a_few_tries(tmp_path, monkeypatch, rules):
     tried = []
     import asyncio
     real = asyncio.selector_events.BaseSelectorEventLoop.sock_connect
@@ -161,7 +162,7 @@ def test_a_dead_host_is_given_up_after_a_few_tries(tmp_path, monkeypatch):
     port = closed_port()
     lists = write_lists(tmp_path/'lists', a=[f'http://127.0.0.1:{port}/{i}' for i in range(200)])
     with pytest.raises(TooManyFailures) as e, pytest.warns(VegcWarning, match='no picture at all'):
-        ingest(lists, tmp_path/'ds', subject='objects', allow_hosts='127.0.0.1')
+        ingest(lists, tmp_path/'ds', subject='objects', allow_hosts='127.0.0.1', ignore_robots=not rules, ignore_optout_headers=not rules)
     assert e.value.result.reasons == [dict(reason='refused', count=200, example=f'http://127.0.0.1:{port}/0')]
     assert 1 <= len(tried) <= 6, len(tried)
 
