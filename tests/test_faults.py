@@ -97,6 +97,14 @@ def test_a_draft_of_a_signal_is_noted_and_decides_nothing(run): assert run[2]['/
 def test_no_private_address_was_connected_to(run): assert not [p for p in run[0].asked if p.startswith('/secret')]
 
 
+def test_private_addresses_stay_closed_where_the_rules_of_hosts_are_ignored(tmp_path):
+    with FaultServer() as server:
+        hidden = [f'http://{host}:{server.port}/secret' for host in ('127.0.0.2', '[::1]', '127.2', 'localhost')]
+        urls = [*hidden, *(server.url('/to?' + u) for u in hidden), server.url('/1')]
+        res = ingest(write_lists(tmp_path/'lists', a=urls), tmp_path/'ds', subject='objects', allow_hosts='127.0.0.1', max_failures=1, ignore_robots=True, ignore_optout_headers=True)
+        assert [outcome(r) for r in res.dataset.df.to_dict('records')] == ['blocked_address']*8 + ['ok'] and '/secret' not in server.asked
+
+
 @pytest.mark.parametrize('address, public', [('8.8.8.8', True), ('10.1.2.3', False), ('100.64.0.1', False), ('169.254.169.254', False), ('224.0.0.1', False), ('0.0.0.0', False), ('fe80::1%eth0', False),
                                              ('fd00::1', False), ('2001:4860:4860::8888', True), ('::ffff:10.0.0.1', False), ('64:ff9b::7f00:1', False), ('64:ff9b::808:808', True), ('2002:a00:1::', False), ('2002:808:808::', True)])
 def test_an_address_is_judged_by_what_it_leads_to(address, public): assert is_public(address) == public
