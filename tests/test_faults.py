@@ -41,7 +41,7 @@ ELSEWHERE = {
     'http://10.0.0.8/a.jpg': 'blocked_address', 'http://[fe80::1]/a.jpg': 'blocked_address', 'file:///etc/passwd': 'bad_scheme',
     'ftp://example.org/a.jpg': 'bad_scheme', 'javascript:alert(1)': 'bad_scheme', 'not a url': 'bad_url', 'http:///a.jpg': 'bad_url',
     'http://nobody.invalid/a.jpg': 'dns', 'http://127.0.0.1:CLOSED/a.jpg': 'refused',
-    INLINE: 'ok', 'data:image/jpeg;base64,%%%': 'bad_data_uri', 'data:image/jpeg;base64,AAA*AAAA': 'bad_data_uri', 'data:text/plain,hello': 'not_image', 'data:nonsense': 'bad_data_uri',
+    INLINE: 'ok', 'data:image/jpeg;base64,%%%': 'bad_data_uri', 'data:image/jpeg;base64,AAA*AAAA': 'bad_data_uri', 'data:image/jpeg;base64,AAAA*AAAA': 'bad_data_uri', 'data:text/plain,hello': 'not_image', 'data:nonsense': 'bad_data_uri',
 }
 
 
