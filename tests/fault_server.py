@@ -165,6 +165,7 @@ class FaultServer:
     async def on_empty(self, request): return self.picture(request.raw_path, body=b'')
     async def on_robots_tag(self, request):
         return await self._stream(request, bytes(1 << 16), .01, **{'X-Robots-Tag': request.query_string.replace('+', ' ')})
+    async def on_reserved(self, request): return await self._stream(request, b'', 30, **{'X-Robots-Tag': 'noai', 'Content-Length': '9999'})  # and never a body
     async def on_tdm(self, request): return self.picture(request.raw_path, headers={'tdm-reservation': '1'})
     async def on_agent(self, request):
         return self.picture(request.raw_path) if 'Browser' in request.headers['User-Agent'] else web.Response(status=403)

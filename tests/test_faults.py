@@ -2,14 +2,15 @@
 import base64
 import json
 import socket
+import tracemalloc
 from itertools import pairwise
 
 import pytest
-from fault_server import FaultServer, closed_port, jpeg, write_lists
+from fault_server import FaultServer, bomb, closed_port, jpeg, write_lists
 
-from vegc.core import DatasetError, UsageError, VegcWarning
+from vegc.core import DatasetError, UsageError, VegcWarning, sha256_hex
 from vegc.dataset import ImageDataset
-from vegc.fetch import is_public
+from vegc.fetch import FetchProblem, _Body, is_public
 from vegc.images import load_rgb
 from vegc.ingest import TooManyFailures, ingest
 
@@ -32,7 +33,7 @@ FAULTS = {
     '/huge': ('too_large', 1), '/endless': ('too_large', 1), '/bomb': ('too_large', 1),
     '/gzip': ('ok', 1), '/deflate': ('ok', 1), '/not-gzip': ('ok', 1), '/text-type': ('ok', 1),
     '/html': ('not_image', 1), '/svg': ('not_image', 1), '/text': ('not_image', 1), '/empty': ('empty', 1),
-    '/robots-tag?noai': ('opted_out', 1), '/robots-tag?nofollow,+noimageai': ('opted_out', 1), '/robots-tag?noindex': ('opted_out', 1), '/robots-tag?otherbot:+noindex,+vegc:+noai': ('opted_out', 1), '/tdm': ('opted_out', 1),
+    '/robots-tag?noai': ('opted_out', 1), '/robots-tag?nofollow,+noimageai': ('opted_out', 1), '/robots-tag?noindex': ('opted_out', 1), '/robots-tag?otherbot:+noindex,+vegc:+noai': ('opted_out', 1), '/tdm': ('opted_out', 1), '/reserved': ('opted_out', 1),
     '/agent': ('http_403', 1),
     '/../../etc/passwd.jpg': ('ok', 1), '/' + 'n'*400 + '.jpg': ('ok', 1), '/bún%20chả.php': ('ok', None), '/bún chả.php': ('ok', None), '/plain': ('ok', 1),
 }
@@ -40,7 +41,7 @@ ELSEWHERE = {
     'http://10.0.0.8/a.jpg': 'blocked_address', 'http://[fe80::1]/a.jpg': 'blocked_address', 'file:///etc/passwd': 'bad_scheme',
     'ftp://example.org/a.jpg': 'bad_scheme', 'javascript:alert(1)': 'bad_scheme', 'not a url': 'bad_url', 'http:///a.jpg': 'bad_url',
     'http://nobody.invalid/a.jpg': 'dns', 'http://127.0.0.1:CLOSED/a.jpg': 'refused',
-    INLINE: 'ok', 'data:image/jpeg;base64,%%%': 'bad_data_uri', 'data:image/jpeg;base64,AAA*AAAA': 'bad_data_uri', 'data:text/plain,hello': 'not_image', 'data:nonsense': 'bad_data_uri',
+    INLINE: 'ok', 'data:image/jpeg;base64,%%%': 'bad_data_uri', 'data:image/jpeg;base64,AAA*AAAA': 'bad_data_uri', 'data:image/jpeg;base64,AAAA*AAAA': 'bad_data_uri', 'data:text/plain,hello': 'not_image', 'data:nonsense': 'bad_data_uri',
 }
 
 
@@ -96,6 +97,14 @@ def test_a_draft_of_a_signal_is_noted_and_decides_nothing(run): assert run[2]['/
 def test_no_private_address_was_connected_to(run): assert not [p for p in run[0].asked if p.startswith('/secret')]
 
 
+def test_private_addresses_stay_closed_where_the_rules_of_hosts_are_ignored(tmp_path):
+    with FaultServer() as server:
+        hidden = [f'http://{host}:{server.port}/secret' for host in ('127.0.0.2', '[::1]', '127.2', 'localhost')]
+        urls = [*hidden, *(server.url('/to?' + u) for u in hidden), server.url('/1')]
+        res = ingest(write_lists(tmp_path/'lists', a=urls), tmp_path/'ds', subject='objects', allow_hosts='127.0.0.1', max_failures=1, ignore_robots=True, ignore_optout_headers=True)
+        assert [outcome(r) for r in res.dataset.df.to_dict('records')] == ['blocked_address']*8 + ['ok'] and '/secret' not in server.asked
+
+
 @pytest.mark.parametrize('address, public', [('8.8.8.8', True), ('10.1.2.3', False), ('100.64.0.1', False), ('169.254.169.254', False), ('224.0.0.1', False), ('0.0.0.0', False), ('fe80::1%eth0', False),
                                              ('fd00::1', False), ('2001:4860:4860::8888', True), ('::ffff:10.0.0.1', False), ('64:ff9b::7f00:1', False), ('64:ff9b::808:808', True), ('2002:a00:1::', False), ('2002:808:808::', True)])
 def test_an_address_is_judged_by_what_it_leads_to(address, public): assert is_public(address) == public
@@ -106,11 +115,21 @@ def test_reading_stops_at_the_cap(run):
     for path in ('/huge', '/endless', '/robots-tag?noai'): assert run[0].sent[path] < 12_000_000
 
 
+def test_a_bomb_is_not_unpacked_beyond_the_cap():
+    data, body = bomb(200), _Body('gzip', 2_000_000)
+    assert len(data) < 250_000
+    tracemalloc.start()
+    try:
+        with pytest.raises(FetchProblem) as e: body.add(data)
+        assert e.value.code == 'too_large' and tracemalloc.get_traced_memory()[1] < 6_000_000
+    finally: tracemalloc.stop()
+
+
 def test_files_are_named_by_their_content_and_stay_in_their_class(run):
     ds = run[1].dataset
     files = sorted(p.relative_to(ds.path).as_posix() for p in (ds.path/'images').rglob('*') if p.is_file())
     assert files == sorted(set(ds.df.path.dropna()))
-    assert all(len(f.split('/')) == 3 and len(f.split('/')[2]) == 20 for f in files)
+    assert files == sorted({f'images/thing/{sha256_hex((ds.path/f).read_bytes())[:16]}.jpg' for f in files})
 
 
 def test_the_agent_is_named_and_can_be_set(run, tmp_path):
@@ -139,7 +158,8 @@ def test_a_rate_limit_is_asked_again_on_the_next_run_only(tmp_path):
         assert [server.asked[p] for p in ('/limited?wait=3600', '/status/404', '/x')] == [2, 1, 1]
 
 
-def test_a_dead_host_is_given_up_after_a_few_tries(tmp_path, monkeypatch):
+@pytest.mark.parametrize('rules', [True, False], ids=['rules asked for', 'rules ignored'])
+def test_a_dead_host_is_given_up_after_a_few_tries(tmp_path, monkeypatch, rules):
     tried = []
     import asyncio
     real = asyncio.selector_events.BaseSelectorEventLoop.sock_connect
@@ -150,7 +170,7 @@ def test_a_dead_host_is_given_up_after_a_few_tries(tmp_path, monkeypatch):
     port = closed_port()
     lists = write_lists(tmp_path/'lists', a=[f'http://127.0.0.1:{port}/{i}' for i in range(200)])
     with pytest.raises(TooManyFailures) as e, pytest.warns(VegcWarning, match='no picture at all'):
-        ingest(lists, tmp_path/'ds', subject='objects', allow_hosts='127.0.0.1')
+        ingest(lists, tmp_path/'ds', subject='objects', allow_hosts='127.0.0.1', ignore_robots=not rules, ignore_optout_headers=not rules)
     assert e.value.result.reasons == [dict(reason='refused', count=200, example=f'http://127.0.0.1:{port}/0')]
     assert 1 <= len(tried) <= 6, len(tried)
 
@@ -189,7 +209,7 @@ def test_while_one_host_waits_the_others_go_on(tmp_path):
         seen, answer = [], quick.picture
         quick.picture = lambda raw, **kw: (seen.append(sum(slow.asked.values())), answer(raw, **kw))[1]
         urls = [slow.url('/limited?wait=2'), *(slow.url(f'/{i}') for i in range(40)), *(quick.url(f'/{i}') for i in range(40))]
-        res = ingest(write_lists(tmp_path/'lists', a=urls), tmp_path/'ds', subject='objects', allow_hosts='127.0.0.1', per_host=2)
+        res = ingest(write_lists(tmp_path/'lists', a=urls), tmp_path/'ds', subject='objects', allow_hosts='127.0.0.1', per_host=2, concurrency=2)  # a worker that slept would be missed
         assert res.counts['ok'] == 81 and slow.asked['/limited?wait=2'] == 2
         # the slow host had a few requests in the air when it asked for patience, and none more until the quick one was done
         assert seen[-1] <= 10, seen

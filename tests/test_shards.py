@@ -80,9 +80,10 @@ def test_what_a_stopped_run_left_in_its_shards_is_taken_over(cluster, tmp_path):
         lists = write_lists(tmp_path/'lists', a=[server.url(f'/{i}') for i in range(12)], b=[server.url(f'/b{i}') for i in range(6)])
         ds = ImageDataset(tmp_path/'ds', subject='objects')
         write_lists(tmp_path/'some', a=[server.url(f'/{i}') for i in range(7)])
-        ingest(tmp_path/'some', ds.path/'shards'/'00001', on_conflict='all', **KW)
+        ingest(tmp_path/'some', ds.path/'shards'/'00099', on_conflict='all', **KW)
         res = ingest_on_ray(lists, ds, shards=2, **KW)
         assert res.counts['ok'] == 18 and set(server.asked.values()) == {1} and not list((ds.path/'shards').iterdir())
+        for p in ds.df.path: load_rgb(ds.path/p)
 
 
 def test_wrong_use_is_a_sentence(tmp_path):

@@ -38,6 +38,7 @@ class Api(FaultServer):
 
 
 def openverse(server, q):
+    "GET /v1/images/: https://api.openverse.org/v1/#tag/images/operation/images_search (its sample answer; page_count and result_count beside results)."
     page = int(q['page'])
     results = [dict(id=f'{page}-{i}', title=f'Tree "{page}", {i}', url=server.url(f'/{page}-{i}.jpg'), foreign_landing_url=f'https://e.example/{page}/{i}', creator='Tim <b>S.</b>',
                     license=['cc0', 'by-nc', 'pdm'][i % 3], license_version=['1.0', '2.0', '1.0'][i % 3], license_url='https://creativecommons.org/x/', attribution=f'"Tree" {page}.{i}', tags=[], mature=False)
@@ -46,6 +47,7 @@ def openverse(server, q):
 
 
 def commons(server, q):
+    "action=query with generator=search: https://www.mediawiki.org/wiki/API:Search, imageinfo and extmetadata: https://www.mediawiki.org/wiki/API:Imageinfo, continue: https://www.mediawiki.org/wiki/API:Continue."
     first = 0 if 'gsroffset' not in q else int(q['gsroffset'])
     info = lambda i: dict(thumburl=server.url(f'/thumb/{i}.jpg'), thumbwidth=960, url=server.url(f'/full/{i}.jpg'), descriptionurl=f'https://c.example/File:{i}.jpg', mime='image/jpeg', sha1='0'*40,  # noqa: E731
                           extmetadata=dict(License=dict(value='cc-by-sa-4.0', source='commons-templates', hidden=''), LicenseShortName=dict(value='CC BY-SA 4.0'), LicenseUrl=dict(value='https://creativecommons.org/licenses/by-sa/4.0'),
@@ -61,6 +63,7 @@ def commons(server, q):
 
 
 def inaturalist(server, q):
+    "GET /observations: https://api.inaturalist.org/v1/docs/#!/Observations/get_observations (ObservationsResponse: total_results, page, per_page, results; photos with license_code and attribution)."
     page = int(q['page'])
     photo = lambda i, code: dict(id=i, license_code=code, url=server.url(f'/photos/{i}/square.jpg'), attribution=f'(c) Someone, some rights reserved ({code})', original_dimensions=dict(width=2048, height=1361), flags=[])  # noqa: E731
     results = [dict(id=i, uri=f'https://i.example/observations/{i}', species_guess='Monarch', license_code=None, user=dict(login=f'user{i}', name=None if i % 2 else f'Name {i}'),
@@ -100,6 +103,8 @@ def test_inaturalist_takes_licensed_photographs_of_every_observation():
 
 
 def test_limits_are_waited_for_and_refusals_are_sentences():
+    # 429 with `detail`, 400, 401: the answers listed under images_search of https://api.openverse.org/v1/; an `error` that comes with 200:
+    # https://www.mediawiki.org/wiki/API:Errors_and_warnings
     busy = (429, 'Request was throttled.', {'Retry-After': '0'})
     with Api(openverse, [busy, (503, 'later'), None]) as server:
         assert len(search('x', max_results=5, base=server.url(''), pause=0)) == 5 and not server.faults
@@ -153,7 +158,7 @@ def test_a_saved_page_gives_all_pictures_inline_ones_too_and_they_can_be_ingeste
         assert list(page.url) == wanted(server, inline) and list(page['rank']) == [1, 2, 3, 4, 5, 6]
         assert list(page.landing_url[:3]) == [server.url('/imgres?u=1'), 'https://shop.example/2', 'https://shop.example/3'] and page.title[0] == 'a, "bowl"'
         done = subprocess.run([PROGRAM, 'harvest', tmp_path/'phở.html', tmp_path/'lists', '--base', server.url('/')], capture_output=True, text=True)
-        assert done.stdout.startswith('6 pictures'), done.stderr
+        assert done.stdout.startswith('6 pictures; license: 6 unknown.'), done.stderr
         res = ingest(tmp_path/'lists', tmp_path/'ds', subject='objects', allow_hosts='127.0.0.1')
         assert res.counts['ok'] == 6 and set(res.dataset.df['query']) == {'phở, "bò" - Search'}
 

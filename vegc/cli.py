@@ -259,10 +259,10 @@ def _show_list(found, files: list[Path], as_json: bool) -> None:
     "Say what was found and where it is."
     licenses = {k: int(v) for k, v in found.license.fillna('').replace('', 'unknown').value_counts().items()}
     if as_json: _show(dict(found=len(found), files=[str(f) for f in files], licenses=licenses), as_json)
-    else: print(f'{len(found)} pictures; {", ".join(f"{n} {k}" for k, n in licenses.items()) or "none"}.' + ''.join(f'\nThe list is {f}.' for f in files))
+    else: print(f'{len(found)} picture{"s"*(len(found) != 1)}; license: {", ".join(f"{n} {k}" for k, n in licenses.items()) or "none"}.' + ''.join(f'\nThe list is {f}.' for f in files))
 
 @_verb('add')
-def _add(src: Annotated[Path, typer.Argument(metavar='SOURCE', help='A folder with a folder of pictures for each class, a CSV of path or url and label, or an .npz of arrays.')],
+def _add(src: Annotated[Path, typer.Argument(metavar='SOURCE', help='A folder with a folder of pictures for each class, a CSV of path or url and label (and split, license, creator, …), or an .npz of arrays.')],
          dataset: _Dataset, subject: _Subject=None, on_conflict: _Conflict=None,
          images: Annotated[str, _option('Of an .npz: the array of pictures; the only one if not given.')]='',
          labels: Annotated[str, _option('Of an .npz: the array of labels, another .npz, or FILE.npz:NAME; the only one if not given.')]='',

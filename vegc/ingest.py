@@ -544,7 +544,7 @@ _WEB = ('http:', 'https:', 'data:')
 def _from_csv(path: Path) -> _Local | None:
     "A CSV with path|url,label and any of a list's other columns, paths relative to it; None when it is a list of web addresses. Raises `DatasetError`, `UsageError`."
     table = read_table(path, ('path', 'url'))
-    if table is None or 'label' not in table.columns or not table.entries: raise DatasetError(f'{path} needs the columns path and label (or url and label), and rows.')
+    if table is None or 'label' not in table.columns or not table.entries: raise DatasetError(f'{path} needs the columns path and label (or url and label), and rows; a plain list of web addresses is for ingest.')
     web = [e['url'] for e in table.entries if e['url'].lower().startswith(_WEB)]
     if 'path' not in table.columns and len(web) == len(table.entries): return None
     if web: raise UsageError(f'{path} holds web addresses ({web[0][:80]}) among paths; put all of them into a CSV with a column url, or use ingest.')
