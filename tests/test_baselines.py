@@ -140,6 +140,13 @@ def test_plain_methods_stand_in_their_known_order():
     assert t.accuracy['largest class'] == pytest.approx((y[900:] == np.bincount(y[:900]).argmax()).mean())
 
 
+def test_a_fit_that_stops_early_is_a_plain_method_and_says_nothing(recwarn):
+    from sklearn.linear_model import LogisticRegression
+    x, y = load_digits(return_X_y=True)
+    plain_answers(x, y, x[:5], dict(short=LogisticRegression(max_iter=3)))
+    assert not [w for w in recwarn if 'onverge' in str(w.message)]
+
+
 def test_baselines_stand_beside_the_stage_on_its_pictures(copies):
     table = baselines(copies, 'raw', 'valid')
     by = table.set_index(['method', 'features'])
