@@ -13,7 +13,7 @@ from vegc.core import UsageError, sha256_hex
 from vegc.data import items
 from vegc.dataset import ImageDataset
 from vegc.evaluate import cross_validate, cross_validated_predictions, evaluate, grouped_interval, predictions, small_headline, test_looks
-from vegc.growth import SHARES, Growth, answers_by_n, curve_table, extrapolated, power_law
+from vegc.growth import SHARES, Growth, _read_ahead, answers_by_n, curve_table, extrapolated, power_law
 from vegc.metrics import share_interval
 from vegc.train import train
 
@@ -140,6 +140,13 @@ def test_plain_methods_stand_in_their_known_order():
     assert t.accuracy['largest class'] == pytest.approx((y[900:] == np.bincount(y[:900]).argmax()).mean())
 
 
+def test_a_fit_that_stops_early_is_a_plain_method_and_says_nothing(recwarn):
+    from sklearn.linear_model import LogisticRegression
+    x, y = load_digits(return_X_y=True)
+    plain_answers(x, y, x[:5], dict(short=LogisticRegression(max_iter=3)))
+    assert not [w for w in recwarn if 'onverge' in str(w.message)]
+
+
 def test_baselines_stand_beside_the_stage_on_its_pictures(copies):
     table = baselines(copies, 'raw', 'valid')
     by = table.set_index(['method', 'features'])
@@ -149,6 +156,7 @@ def test_baselines_stand_beside_the_stage_on_its_pictures(copies):
     assert np.isnan(by.difference['stage raw', ''])
     assert by.difference['random forest', 'frozen features'] == pytest.approx(by.accuracy['random forest', 'frozen features'] - by.accuracy['stage raw', ''])
     with pytest.raises(UsageError, match='valid or test'): baselines(copies, 'raw', 'train')
+    assert by.accuracy.max() < .8, 'labels are dice: only what has seen the answers knows them'
 
 
 def test_only_training_rows_are_repeated(copies, monkeypatch):
@@ -208,6 +216,17 @@ def test_a_law_is_found_again_and_never_bends_upwards():
         np.testing.assert_allclose(power_law(ns, a + b * ns**-c, [3200, 6400])[0], a + b * np.array([3200., 6400])**-c, atol=.004)
     rising = power_law(ns, np.linspace(.2, .4, 6), [3200])
     assert rising[0, 0] == pytest.approx(.3), 'where errors rise with n the law is a constant'
+
+
+def test_where_laws_disagree_the_answer_is_wide():
+    "A curve that bends: its large half falls otherwise than its small one, so laws through all points and through the last ones part; on a pure law they do not."
+    ns = np.array([round(s * 1000) for s in SHARES])
+    pure, bent = .05 + 2 * ns**-.4, np.where(ns < 400, .5 * (ns / 400)**-.15, .5 * (ns / 400)**-.9)
+    spread = lambda errors: float(np.ptp(_read_ahead(ns, errors[None], np.array([2000, 1000]), np.ones(len(ns)))[:, 0, 0]))  # noqa: E731
+    assert spread(pure) < .004 and spread(bent) > .05
+    sure = np.stack([np.stack([np.arange(4000) >= round(4000 * e)] * 3) for e in bent]).astype(float)  # so many pictures that chance has no part in it
+    two = extrapolated(ns, sure, samples=60).iloc[0]
+    assert two.high - two.low > .05
 
 
 def test_it_says_so_when_nothing_can_be_said():

@@ -133,3 +133,16 @@ def test_a_reason_promises_no_more_than_the_chance():
     row = pd.Series(dict(given_label='a', predicted_label='b', label_score=.02, issue_types='label', confidence=.93, outlier=.5))
     assert reason(row) == 'looks like b (93%), not a'
     assert reason(row.replace(.93, .18)) == 'may be b (18%) rather than a'
+
+
+@pytest.mark.parametrize('alone', [1, 3])
+def test_a_class_that_its_judges_have_not_seen_is_named(ds, recwarn, alone):
+    "Once and in our words; scikit-learn's about \"the least populated class in y\" does not reach anybody."
+    rows = ds.df
+    rows.loc[:alone - 1, 'given_label'] = 'rare'
+    write_manifest(ds.manifest_path, rows)
+    find_issues(ds, features=np.random.default_rng(0).normal(size=(len(rows), 16)).astype(np.float32))
+    said = [str(w.message) for w in recwarn]
+    assert not [t for t in said if 'populated' in t], said
+    mine = [t for t in said if 'with a single picture' in t]
+    assert len(mine) == (alone == 1) and all("1 class with a single picture, copies not counted: 'rare'." in t for t in mine), said

@@ -99,6 +99,19 @@ def test_a_copy_of_a_training_picture_leaks_too(copy):
     with pytest.raises(LeakError, match='1 of the'): evaluate(copy, 'raw', 'valid')
 
 
+def test_a_stage_remembers_what_the_one_before_was_trained_on(copy):
+    "The second stage starts from the first and leaves a picture out; what its weights know of that picture they still know."
+    path = copy.images.path[copy.images.split == 'train'].iloc[0]
+    (copy.path / 'd.csv').write_text(f'path,action,label,who,why\n{path},exclude,,ana,looked\n')
+    clean(copy, decisions=copy.path / 'd.csv')
+    train(copy, arch='efficientnet_lite0', bs=32, start='raw', stage='second', epochs=(1, 0))
+    first, second = stage_info(copy, 'raw'), stage_info(copy, 'second')
+    assert set(first.trained_on) <= set(second.trained_on) and set(first.groups) <= set(second.groups)
+    clean(copy, undo=True)
+    copy.update(copy.images[copy.images.path == path].assign(split='valid'), ['split'])
+    with pytest.raises(LeakError, match="'second' was trained on 1 of the"): evaluate(copy, 'second', 'valid')
+
+
 def test_cleaning_changes_no_split(copy):
     before = copy.images.set_index('path').split
     session = Session(copy, test=True)

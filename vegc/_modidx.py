@@ -675,6 +675,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                              'vegc.issues._parts': ('issues.html#_parts', 'vegc/issues.py'),
                              'vegc.issues._scaled': ('issues.html#_scaled', 'vegc/issues.py'),
                              'vegc.issues._turns': ('issues.html#_turns', 'vegc/issues.py'),
+                             'vegc.issues._warn_of_unseen': ('issues.html#_warn_of_unseen', 'vegc/issues.py'),
                              'vegc.issues.bulk_distance': ('issues.html#bulk_distance', 'vegc/issues.py'),
                              'vegc.issues.class_posterior': ('issues.html#class_posterior', 'vegc/issues.py'),
                              'vegc.issues.duplicates': ('issues.html#duplicates', 'vegc/issues.py'),

@@ -7,6 +7,7 @@ __all__ = ['ISSUE_COLUMNS', 'out_of_fold', 'fit_label_noise', 'class_posterior',
            'pixel_facts', 'pixel_issues', 'merge_queues', 'find_issues', 'saved_issues', 'duplicates']
 
 # %% ../nbs/40_issues.ipynb #63c669b0
+import warnings
 from collections.abc import Sequence
 
 import numpy as np
@@ -15,7 +16,7 @@ import torch
 from scipy.optimize import minimize
 from scipy.special import expit, softmax
 
-from .core import DatasetError, UsageError, progress, replacing
+from .core import DatasetError, UsageError, progress, replacing, warn
 from .dataset import ImageDataset
 from .features import cached_features, pixel_batches
 from .split import duplicate_pairs
@@ -45,7 +46,9 @@ def out_of_fold(
     if len(np.unique(labels[known])) < 2: raise DatasetError('One class alone cannot be checked for wrong labels; add another class.')
     x, weight = _compact(x), np.ones(len(x))
     splitter = StratifiedGroupKFold(max(2, min(folds, len(np.unique(groups[known])))), shuffle=True, random_state=seed)
-    parts = [(known[a], known[b]) for a, b in splitter.split(x[known], labels[known], groups[known])]
+    with warnings.catch_warnings():  # a class with fewer pictures than folds is missing from some; `find_issues` says where that matters
+        warnings.filterwarnings('ignore', 'The least populated class', UserWarning)
+        parts = [(known[a], known[b]) for a, b in splitter.split(x[known], labels[known], groups[known])]
     with progress(total=looks*len(parts), desc='folds', unit='fold') as bar:
         for _ in range(looks):
             p = _folds(x, labels, parts, weight, c, bar)
@@ -205,7 +208,9 @@ def find_issues(
     settled = (rows.status == 'ok').to_numpy(bool)
     classes = sorted(rows.label[settled].unique())
     y = np.where(settled, rows.label.map({c: i for i, c in enumerate(classes)}).fillna(-1), -1).astype(int)  # a row under review has no label yet
-    p = out_of_fold(x, y, pd.factorize(rows.duplicate_group.fillna(rows.sha256))[0]) if pred_probs is None else _own_probs(pred_probs, len(rows), classes)
+    groups = rows.duplicate_group.fillna(rows.sha256)
+    if pred_probs is None: _warn_of_unseen(groups[settled].groupby(rows.label[settled]).nunique())
+    p = out_of_fold(x, y, pd.factorize(groups)[0]) if pred_probs is None else _own_probs(pred_probs, len(rows), classes)
     res = _issue_table(dataset, rows, x, p, y, classes, _own_scores(label_scores, len(rows)))
     with replacing(dataset.path/'predictions'/'issues.parquet') as tmp: res.to_parquet(tmp, index=False)
     res.attrs['dataset'] = str(dataset.path)
@@ -230,6 +235,12 @@ def _features(dataset: ImageDataset, rows: pd.DataFrame, stage: str | None) -> n
     first = f'{stage}-1'
     if first not in stages(dataset) or info.start: return cached_features(dataset, info.arch, info.size, paths=rows.path)
     return cached_features(dataset, info.arch, info.size, paths=rows.path, body=load_model(dataset, first)[0][0])
+
+def _warn_of_unseen(groups: pd.Series) -> None:
+    "Of each class's number of groups of pictures: a class with one is judged by models that have never seen it."
+    one = [repr(c) for c, n in groups.items() if n < 2]
+    if one: warn(f'{len(one)} class{"es"*(len(one) > 1)} with a single picture, copies not counted: {", ".join(one[:5])}{", …" if len(one) > 5 else ""}. '
+                 'What judges a picture has not seen it, and so has not seen its class: the label will look wrong whatever it is. Add pictures, or merge the class in classes.csv.', stacklevel=4)
 
 def _own_probs(p: np.ndarray, n: int, classes: list[str]) -> np.ndarray:
     "A user's probabilities, checked. Raises `UsageError`."
