@@ -80,6 +80,15 @@ def test_two_processes_end_with_equal_weights_and_the_figures_of_one(digits, tmp
     assert there.best['accuracy'] == pytest.approx((table.label == table.predicted_label).mean(), abs=1e-6)
 
 
+def test_batch_norms_are_those_of_all_processes(digits, tmp_path):
+    "Each process counts means and variances of its own halves of batches; they end with one and the same."
+    script = tmp_path / 'norms.py'
+    script.write_text(SCRIPT)
+    start(2, script, digits.path, tmp_path / 'norms', json.dumps(dict(arch='efficientnet_lite0', size=32, bs=32, epochs=[0, 1], stage='norms')))
+    a, b = (load_file(tmp_path / f'norms-{rank}-of-2.safetensors') for rank in (0, 1))
+    assert any(k.endswith('running_var') for k in a) and all(np.array_equal(a[k], b[k]) for k in a)
+
+
 def test_without_chance_two_processes_follow_the_path_of_one(digits, tmp_path):
     "No dropout, no augmentation: the gradient of a batch is the mean of those of its halves. Started as a notebook starts them."
     script = tmp_path / 'plain.py'
