@@ -194,8 +194,7 @@ class _Work:
     def __init__(self, folder: Path, run, wanted: _Wanted, limits: Limits, optout: OptOut):
         self.folder, self.run, self.limits, self.optout, self.said, self.robots = folder, run, limits, optout, [], {}
         self.wanted, self.rows_done = wanted, 0
-        threads = (os.cpu_count() or 1) + 1  # one more than there are processors: now and then one waits for the interpreter
-        self.pool, self.lock = ThreadPoolExecutor(threads, 'vegc-decode'), threading.Lock()
+        self.pool, self.lock = ThreadPoolExecutor(os.cpu_count() or 2, 'vegc-decode'), threading.Lock()
 
     async def handle(self, got: Fetched) -> None:
         "Record every row that wanted this URL. Raises `DiskFullError`."
