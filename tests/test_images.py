@@ -1,15 +1,18 @@
 """What files can hold: every fault of the pixels has its outcome, and what is stored is what a person would see."""
 import io
+import os
 import struct
 import subprocess
 import sys
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 from fault_server import jpeg
 from PIL import Image, ImageCms, PngImagePlugin
 
+from vegc import images
 from vegc.images import ImageProblem, load_rgb, phash, phash_mirrored, prepare
 
 
@@ -261,6 +264,42 @@ def test_sizes_shrink_to_the_limit_and_never_grow():
     big = jpeg(5, (2400, 1800))
     assert far(stored(big), load_rgb(big).resize((500, 375), Image.Resampling.LANCZOS)) < 2
     assert far(load_rgb(big, 128), load_rgb(big).resize((128, 128), Image.Resampling.BICUBIC)) < 3
+
+
+def pillow_resize(im, size): return im.resize(size, Image.Resampling.BICUBIC, reducing_gap=2.)
+
+
+@pytest.mark.parametrize('size', [(500, 375), (375, 500), (160, 120), (97, 31), (31, 97), (799, 601), (1, 1)], ids=str)
+def test_the_fast_change_of_size_gives_the_picture_that_pillow_gives(size, monkeypatch):
+    fine = photo(3, (801, 603))
+    fast = images._resize(fine, size)
+    assert images._FAST and fast.size == size and fast.mode == 'RGB'
+    assert far(fast, pillow_resize(fine, size)) < .5
+    monkeypatch.setattr(images, '_FAST', False)
+    assert images._resize(fine, size).tobytes() == pillow_resize(fine, size).tobytes()
+
+
+def test_threads_change_sizes_at_the_same_time():
+    ims = [photo(i, (640 + i, 480)) for i in range(16)]
+    want = [images._resize(im, (500, 375)).tobytes() for im in ims]
+    with ThreadPoolExecutor(4) as pool: assert list(pool.map(lambda im: images._resize(im, (500, 375)).tobytes(), ims*4)) == want*4
+
+
+@pytest.mark.parametrize('setup', ["sys.modules['cykooz_resizer'] = None", "import PIL.Image; PIL.__version__ = '99.0.0'"])
+def test_pillow_shrinks_where_the_fast_library_is_missing_or_was_not_tried(setup, tmp_path):
+    (tmp_path/'a.jpg').write_bytes(jpeg(2, (900, 700)))
+    code = f"import sys; {setup}; from vegc import images; assert not images._FAST; print(images.prepare(open(sys.argv[1], 'rb').read()).phash)"
+    found = subprocess.run([sys.executable, '-c', code, tmp_path/'a.jpg'], capture_output=True, text=True, check=True).stdout.strip()
+    assert (int(found, 16) ^ int(prepare(jpeg(2, (900, 700))).phash, 16)).bit_count() <= 6
+
+
+@pytest.mark.parametrize('how', ['missing', 'forbidden'])
+def test_without_a_file_in_memory_the_same_bytes_are_made(how, monkeypatch):
+    want = prepare(jpeg(1, (800, 600))).data, prepare(encoded(photo(), 'GIF')).data
+    def no(name): raise OSError(38, 'Function not implemented')
+    if how == 'missing': monkeypatch.delattr(os, 'memfd_create', raising=False)
+    else: monkeypatch.setattr(os, 'memfd_create', no, raising=False)
+    assert (prepare(jpeg(1, (800, 600))).data, prepare(encoded(photo(), 'GIF')).data) == want
 
 
 def test_training_and_prediction_see_the_same_pixels(tmp_path):

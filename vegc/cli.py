@@ -8,6 +8,7 @@ __all__ = ['app', 'main']
 # %% ../nbs/70_cli.ipynb #7c7674f7
 import contextlib
 import functools
+import gc
 import json
 import math
 import os
@@ -146,6 +147,7 @@ def _vegc(version: Annotated[bool, typer.Option('--version', callback=_version, 
 
 def main() -> None:
     "The console script `vegc`."
+    gc.set_threshold(100_000)  # nearly all that is made here lives to the end; looking for rings in it takes a twentieth of a short run
     app(prog_name='vegc')
 
 # %% ../nbs/70_cli.ipynb #a710df20
@@ -218,6 +220,7 @@ def _ingest(lists: _Lists, dataset: _Dataset, max_per_class: _Cap=None,
             as_json: _Json=False):
     "Download the pictures of URL lists into a dataset."
     keywords = {k: v for k, v in locals().items() if k not in ('lists', 'dataset', 'ray', 'shards', 'as_json')}
+    os.environ.setdefault('OPENBLAS_NUM_THREADS', '1')  # there is nothing to multiply here, and NumPy's threads wait busily
     from vegc.ingest import TooManyFailures, ingest
     try: result = _work(ingest, lists, dataset, **keywords) if ray is None else _work(_ingest_on_ray, lists, dataset, shards, ray, keywords)
     except TooManyFailures as e:

@@ -21,6 +21,7 @@ from collections.abc import Awaitable, Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import BinaryIO
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
@@ -29,7 +30,7 @@ import pandas as pd
 import pyarrow as pa
 from PIL import Image
 
-from .core import (DatasetError, UsageError, VegcError, disk_full_is_clear, progress, save_config, sha256_hex, table_text,
+from .core import (DatasetError, UsageError, VegcError, disk_full_is_clear, progress, reuse_memory, save_config, sha256_hex, table_text,
                        warn, write_atomic)
 from .dataset import MANIFEST_COLUMNS, ImageDataset, Known, OptOut, read_jsonl
 from .fetch import Fetched, FetchOptions, fetch_many, robots_survey, tool
@@ -67,17 +68,23 @@ def store(
 
 def _put(path: str, data: bytes) -> None:
     "Write a picture that is not there yet, whole or not at all; it reaches the disk with all others, see `_to_disk`. Raises `DiskFullError`."
+    with contextlib.suppress(FileNotFoundError):
+        if os.stat(path).st_size == len(data): return
     folder, name = os.path.split(path)
     tmp = os.path.join(folder, f'.tmp-{os.urandom(8).hex()}-{name}')
     with disk_full_is_clear(path):
-        if os.path.exists(path) and os.path.getsize(path) == len(data): return
-        os.makedirs(folder, exist_ok=True)
         try:
-            with open(tmp, 'xb') as f: f.write(data)
+            with _new_file(tmp) as f: f.write(data)
             os.replace(tmp, path)
         except BaseException:
             with contextlib.suppress(FileNotFoundError): os.unlink(tmp)
             raise
+
+def _new_file(path: str) -> BinaryIO:
+    "Open a file that is not there yet, in a folder that need not be either."
+    try: return open(path, 'xb', buffering=512)  # what is larger goes to the system as it is
+    except FileNotFoundError: os.makedirs(os.path.dirname(path), exist_ok=True)
+    return open(path, 'xb', buffering=512)
 
 # %% ../nbs/14_ingest.ipynb #a2ee62c1
 def _to_disk() -> None:
@@ -235,7 +242,7 @@ class _Work:
         self.robots = dict(hosts=n, urls=urls, closed=closed, share=round(closed/max(1, urls), 4))
         names = ', '.join(f'{h["host"]} ({h["closed"]} of {h["urls"]})' for h in hosts[:3] if h['closed'] and 'host' in h)
         then = f' They are skipped as opted_out, or failed where a host could not be reached{": "*bool(names)}{names}.' if closed else ''
-        if urls: self.said.append(f'robots.txt was read on {n} host{"s"*(n > 1)}, with tdmrep.json: it closes {closed:,} of {urls:,} URLs ({closed/urls:.1%}).{then}')
+        if urls: self.said.append(f'{n} host{"s were" if n > 1 else " was"} asked for robots.txt and tdmrep.json, which close {closed:,} of {urls:,} URLs ({closed/urls:.1%}).{then}')
         if slow := [h for h in hosts if h.get('delay') and h['urls'] > h['closed']]:
             last = max(slow, key=lambda h: h['delay']*(h['urls'] - h['closed']))
             self.said.append(f'{last["host"]} wants {last["delay"]:g} s from one request to the next (Crawl-delay): {last["delay"]*(last["urls"] - last["closed"])/60:,.0f} minutes for its URLs.')
@@ -403,6 +410,7 @@ def _fill(
     return res
 
 # %% ../nbs/14_ingest.ipynb #41fe27c8
+@reuse_memory()
 def _drive(work: _Work, source: Callable) -> None:
     "Let the source hand over its URLs, with a progress bar."
     if not (urls := list(work.wanted)): return

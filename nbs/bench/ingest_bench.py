@@ -111,7 +111,7 @@ def commands(lists, out, img2dataset):
     "Each tool's command, and where its pictures are."
     vegc = Path(sys.executable).with_name('vegc')
     res = {'fastai': ([sys.executable, '-c', FASTAI, lists, out/'fastai'], out/'fastai'),
-           'vegc': ([vegc, 'ingest', lists, out/'vegc', '--subject', 'objects', '--allow-hosts', '127.0.0.1', '--per-host', '32', '--json'], out/'vegc'/'images')}
+           'vegc': ([vegc, 'ingest', lists, out/'vegc', '--subject', 'objects', '--allow-hosts', '127.0.0.1', '--per-host', '64', '--json'], out/'vegc'/'images')}
     if img2dataset: res['img2dataset'] = ([img2dataset, '--url_list', lists/'all.txt', '--output_folder', out/'img2dataset', '--processes_count', '2', '--thread_count', '32', '--image_size', '500',
                                            '--resize_mode', 'keep_ratio_largest', '--resize_only_if_bigger', 'True'], out/'img2dataset')
     return res
@@ -119,6 +119,7 @@ def commands(lists, out, img2dataset):
 
 def measure(command):
     "Wall and CPU seconds of a command with its children, and the largest sum of their memory in MB."
+    if hasattr(os, 'sync'): os.sync()  # what the last one left to be written is not this one's business
     t, most = time.monotonic(), 0
     process = subprocess.Popen(list(map(str, command)), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=os.environ | {'NO_ALBUMENTATIONS_UPDATE': '1'})
     me = psutil.Process(process.pid)
@@ -133,22 +134,25 @@ def measure(command):
 
 
 def bench(photos, img2dataset=None, rounds=3, latencies=(0, 50), first=0):
-    "A line a run: set, latency, round (from `first`), tool, wall, cpu, memory, saved."
+    """A line a run: set, latency, round (from `first`), tool, wall, cpu, memory, saved.
+
+    What the tools wrote stays until the end: for minutes after a deletion ext4 steps around the deleted files' numbers
+    one by one, and the tool that runs next would be charged for that.
+    """
     work, res = Path(tempfile.mkdtemp()), []
     try:
         sets = make_sets(photos, work)
         for n in range(first, first + rounds):
             for latency in latencies:
                 for kind, labels in sets.items():
-                    (work/'out').mkdir()
+                    out = work/f'{n}-{latency}-{kind}'
+                    out.mkdir()
                     with server(work/kind, latency, work) as (name, port):
-                        write_lists(work/'lists', labels, port)
-                        for tool, (command, where) in commands(work/'lists', work/'out', img2dataset).items():
+                        write_lists(out/'lists', labels, port)
+                        for tool, (command, where) in commands(out/'lists', out, img2dataset).items():
                             found = measure(command)
                             res.append(dict(set=kind, latency=latency, round=n, tool=tool, server=name, asked=len(labels), saved=sum(1 for p in where.rglob('*') if p.suffix in ('.jpg', '.png'))) | found)
                             print(json.dumps(res[-1]), file=sys.stderr, flush=True)
-                    shutil.rmtree(work/'out')
-                    shutil.rmtree(work/'lists')
     finally: shutil.rmtree(work)
     return res
 
