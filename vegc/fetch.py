@@ -473,6 +473,7 @@ class _Fetcher:
             found = await read_rules(self.session, self.resolver, at, self.opts)
             host.alive = found.problem is None and not self.opts.ignore_robots  # robots.txt was answered
             host.rules.set_result(found)
+            self.issue(host)  # one that answers may have more at a time
         return await host.rules
 
     def issue(self, host: _Host) -> None:

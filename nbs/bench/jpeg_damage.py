@@ -38,7 +38,7 @@ def coded(data: bytes, grey: bool=False, **kw) -> bytes:
 def damaged(data: bytes, n: int, rng: np.random.Generator) -> bytes:
     "`n` random bytes over the middle."
     start = len(data)//2
-    return data[:start] + rng.integers(1, 255, n, dtype='uint8').tobytes() + data[start + n:]
+    return data[:start] + rng.bytes(n) + data[start + n:]
 
 
 def share(found: int, of: int) -> str:
