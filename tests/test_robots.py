@@ -112,7 +112,7 @@ def test_the_share_is_said_before_the_first_picture_and_can_be_overruled_by_name
         urls = [server.url('/no/1'), *(server.url(f'/{i}') for i in range(3))]
         res, got = run(tmp_path, urls)
         assert said == [{}] and res.to_dict()['robots'] == dict(hosts=1, urls=4, closed=1, share=.25) and got[urls[0]] == OUT
-        assert 'closes 1 of 4 URLs (25.0%)' in capsys.readouterr().out
+        assert '1 host was asked for robots.txt and tdmrep.json, which close 1 of 4 URLs (25.0%)' in capsys.readouterr().out
         assert run(tmp_path, urls)[0].counts['requested'] == 0
         res, got = run(tmp_path, urls, ignore_robots=True)
         assert got[urls[0]] == OK and res.robots == {} and server.robots_asked == 1 and server.asked['/1'] == 1
