@@ -196,6 +196,13 @@ def test_a_host_is_asked_by_no_more_than_its_share_at_a_time(tmp_path):
         assert 2 <= server.most_open <= 4
 
 
+def test_a_host_that_answered_its_robots_txt_has_its_whole_share_from_the_first_picture_on(tmp_path):
+    with FaultServer(delay=.3) as server:
+        lists = write_lists(tmp_path/'lists', a=[server.url(f'/{i}') for i in range(6)])
+        assert ingest(lists, tmp_path/'ds', subject='objects', allow_hosts='127.0.0.1', per_host=6).counts['ok'] == 6
+        assert server.most_open == 6  # all in one wave: three of them, then three, if only a picture counted as an answer
+
+
 def test_redirects_into_a_host_count_for_its_share(tmp_path):
     with FaultServer(delay=.02) as target, FaultServer() as door, FaultServer() as gate:
         urls = [s.url('/to?' + target.url(f'/{i}{n}')) for i in range(20) for n, s in enumerate((door, gate))]

@@ -18,7 +18,7 @@ from fault_server import FaultServer, jpeg, write_lists
 
 import vegc.ingest
 from vegc.core import DatasetError, DiskFullError, LockedError, UsageError
-from vegc.dataset import ImageDataset, Journal, read_jsonl
+from vegc.dataset import ImageDataset, Journal, manifest_frame, read_jsonl, read_manifest, write_manifest
 from vegc.images import load_rgb
 from vegc.ingest import add, ingest
 
@@ -226,6 +226,20 @@ def test_memory_grows_by_the_table_and_by_little_more(tmp_path):
         found.append([int(v) for v in done.stdout.split()])
     (small, table), (large, larger) = found
     assert 0 < large - small - (larger - table) < 40_000*1_500, found  # bytes; 150 MB for a hundred thousand rows
+
+
+def test_a_changed_byte_of_the_manifest_is_said_and_never_read_as_another_value(tmp_path):
+    rng, path = random.Random(0), tmp_path/'manifest.parquet'
+    df = manifest_frame([dict(key=rng.randbytes(8).hex(), url=f'https://example.org/{rng.randbytes(12).hex()}', given_label='ab'[i % 2], width=rng.randrange(9999), status='ok') for i in range(300)])
+    write_manifest(path, df)
+    whole, said, unsaid = path.read_bytes(), 0, []
+    pages = len(whole) - 8 - int.from_bytes(whole[-8:-4], 'little')  # what follows is the footer and its length
+    for at in range(4, pages, 29):
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 1 << at % 8]) + whole[at + 1:])
+        try:
+            if not read_manifest(path).equals(df): unsaid.append(at)
+        except DatasetError: said += 1
+    assert unsaid == [] and said > 100
 
 
 # --- pictures already on disk
