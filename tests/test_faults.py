@@ -1,5 +1,6 @@
 """Every fault of the network has one outcome, with a code, and nothing else suffers from it."""
 import base64
+import gc
 import json
 import socket
 import tracemalloc
@@ -187,6 +188,17 @@ def test_a_name_is_resolved_once_checked_and_connected_to_as_checked(tmp_path, m
         res = ingest(write_lists(tmp_path/'lists', a=urls), tmp_path/'ds', subject='objects', allow_hosts='pictures.test', concurrency=1)
     assert res.reasons == [dict(reason='blocked_address', count=2, example=urls[2])] and res.counts['ok'] == 2
     assert looked.count('pictures.test') == 1 and not [p for p in server.asked if 'stranger' in p]
+
+
+def test_a_body_that_was_refused_is_let_go_without_the_garbage_collector(tmp_path):
+    with FaultServer() as server:
+        lists = write_lists(tmp_path/'lists', a=[server.url(f'/endless?{i}') for i in range(8)])
+        gc.collect()
+        gc.disable()
+        try:
+            res = ingest(lists, tmp_path/'ds', subject='objects', allow_hosts='127.0.0.1', max_bytes=200_000, max_failures=1)
+            assert res.counts['failed'] == 8 and not [o for o in gc.get_objects() if isinstance(o, _Body)]
+        finally: gc.enable()
 
 
 def test_a_host_is_asked_by_no_more_than_its_share_at_a_time(tmp_path):

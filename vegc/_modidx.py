@@ -75,6 +75,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                           'vegc.cli._for_people': ('cli.html#_for_people', 'vegc/cli.py'),
                           'vegc.cli._forget': ('cli.html#_forget', 'vegc/cli.py'),
                           'vegc.cli._harvest': ('cli.html#_harvest', 'vegc/cli.py'),
+                          'vegc.cli._importing': ('cli.html#_importing', 'vegc/cli.py'),
                           'vegc.cli._ingest': ('cli.html#_ingest', 'vegc/cli.py'),
                           'vegc.cli._ingest_on_ray': ('cli.html#_ingest_on_ray', 'vegc/cli.py'),
                           'vegc.cli._jsonable': ('cli.html#_jsonable', 'vegc/cli.py'),

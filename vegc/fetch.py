@@ -542,7 +542,7 @@ async def ask(self: _Fetcher, host: _Host, job: _Job, res: Fetched) -> tuple[Fet
         else:
             self.resolver.check_literal(job.at)
             async with asyncio.timeout(job.left): target = await _hop(self.session, job, self.opts, res)
-    except Exception as e: problem = _problem(e, job.answered or bool(job.seen))  # after a redirect it is the whole that took too long
+    except Exception as e: problem = _problem(e, job.answered or bool(job.seen)).with_traceback(None)  # after a redirect it is the whole that took too long; a trace would keep the body
     job.left -= time.monotonic() - started
     _note(host, problem, job.answered, self.opts)
     return problem, target
