@@ -12,6 +12,11 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 
 
+def sources(package: Path) -> dict[str, bytes]:
+    "Every module of a package, by its path."
+    return {p.relative_to(package).as_posix(): p.read_bytes() for p in package.rglob('*.py')}
+
+
 def differences(root: Path = ROOT) -> list[str]:
     "Names of exported files that are missing, left over or other than what the notebooks say."
     with tempfile.TemporaryDirectory() as tmp:
@@ -25,8 +30,8 @@ def differences(root: Path = ROOT) -> list[str]:
         command = [sys.executable, '-c', 'from nbdev.doclinks import nbdev_export; nbdev_export()']
         done = subprocess.run(command, cwd=copy, env=env, capture_output=True, text=True)
         if done.returncode: sys.exit(f'nbdev-export failed:\n{done.stderr}')
-        want = {p.name: p.read_bytes() for p in (copy / 'vegc').glob('*.py')}
-    have = {p.name: p.read_bytes() for p in (root / 'vegc').glob('*.py')}
+        want = sources(copy / 'vegc')
+    have = sources(root / 'vegc')
     if not want: sys.exit('nbdev-export made no module at all; look at [tool.nbdev] in pyproject.toml.')
     return sorted(name for name in want.keys() | have.keys() if want.get(name) != have.get(name))
 

@@ -12,8 +12,9 @@ from fault_server import FaultServer, jpeg, write_lists
 from PIL import Image
 
 from vegc.core import DatasetError, UsageError
-from vegc.ingest import add, ask_robots, ingest
-from vegc.lists import plan
+from vegc.acquire.add import add
+from vegc.acquire.ingest import ask_robots, ingest
+from vegc.acquire.lists import plan
 
 
 @pytest.fixture
@@ -149,7 +150,7 @@ def test_the_share_that_robots_closes_can_be_asked_before(tmp_path):
 
 
 def test_numbers_that_are_no_pixels_are_refused(tmp_path):
-    from vegc.ingest import _as_png
+    from vegc.acquire.add import _as_png
     with pytest.raises(UsageError, match='numbers from 0 to 999'): _as_png(np.array([[0, 999]]))
     for a, want in ((np.array([[0., 1.]]), [0, 255]), (np.array([[False, True]]), [0, 255]), (np.array([[7, 9]], 'int64'), [7, 9])):
         assert list(np.asarray(Image.open(io.BytesIO(_as_png(a))))[0]) == want

@@ -7,15 +7,17 @@ from scipy.stats import norm
 from sklearn.datasets import load_digits
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score
 
-import vegc.baselines
-from vegc.baselines import baselines, compare_imbalance, method_table, plain_answers, plain_methods
+import vegc.evaluation.baselines
+from vegc.evaluation.baselines import baselines, compare_imbalance, method_table, plain_answers, plain_methods
 from vegc.core import UsageError, sha256_hex
-from vegc.data import items
-from vegc.dataset import ImageDataset
-from vegc.evaluate import cross_validate, cross_validated_predictions, evaluate, grouped_interval, predictions, small_headline, test_looks
-from vegc.growth import SHARES, Growth, _read_ahead, answers_by_n, curve_table, extrapolated, power_law
-from vegc.metrics import share_interval
-from vegc.train import train
+from vegc.training.loaders import items
+from vegc.data.dataset import ImageDataset
+from vegc.evaluation.crossval import cross_validate, cross_validated_predictions, grouped_interval, small_headline
+from vegc.evaluation.evaluate import evaluate
+from vegc.evaluation.predictions import predictions, test_looks
+from vegc.evaluation.growth import Growth, SHARES, _read_ahead, answers_by_n, curve_table, extrapolated, power_law
+from vegc.evaluation.metrics import share_interval
+from vegc.training.train import train
 
 test_looks.__test__ = False  # a function of the package, not a test
 
@@ -84,7 +86,7 @@ def test_it_is_the_headline_of_small_sets_only(copies, monkeypatch):
     assert m.cross_validated.n == 144 and 'grouped cross-validation' in str(m) and m.cross_validated.headline in str(m)
     told = m.to_dict()['cross_validated']
     assert told['accuracy_low'] == m.cross_validated.intervals['accuracy'][0] and told['sentence'] == m.cross_validated.headline
-    monkeypatch.setattr('vegc.evaluate.SMALL', 180)
+    monkeypatch.setattr('vegc.evaluation.crossval.SMALL', 180)
     assert small_headline(copies, 'raw') is None
     assert 'cross_validated' not in evaluate(copies, 'raw').to_dict() and 'cross-validation' not in str(evaluate(copies, 'raw'))
 
@@ -171,7 +173,7 @@ def test_only_training_rows_are_repeated(copies, monkeypatch):
 
 
 def test_oversampling_repeats_what_it_learns_from_and_nothing_else(monkeypatch):
-    from vegc import heads
+    from vegc.training import probes as heads
     batches, real = [], heads.FeatureLoader
     class Spy(real):
         def __init__(self, x, y, *a, **kw):

@@ -11,7 +11,8 @@ import pytest
 from lab import Notebook, chromium, jupyterlab
 from PIL import Image, ImageDraw
 
-from vegc.dataset import ImageDataset, manifest_frame, write_manifest
+from vegc.data.dataset import ImageDataset
+from vegc.data.manifest import manifest_frame, write_manifest
 
 LABELS = ["hrê d'or", 'a, "b" <i>', 'Ωβ ゐ']
 N = 1000

@@ -26,21 +26,21 @@ from vegc.core import UsageError, VegcError, VegcWarning
 
 # Each verb that is one function: the function, verb parameters that are not keywords of it, keywords that are not flags.
 FUNCTIONS = {
-    'plan': ('vegc.lists:plan', {'as_json', 'robots', 'allow_hosts', 'plot'}, set()),
-    'ingest': ('vegc.ingest:ingest', {'as_json', 'ray', 'shards'}, set()),
-    'add': ('vegc.ingest:add', {'as_json'}, set()),
-    'search': ('vegc.sources:search', {'as_json', 'lists'}, set()),
-    'harvest': ('vegc.sources:read_page', {'as_json', 'page', 'lists'}, {'path'}),
-    'split': ('vegc.split:split', {'as_json'}, set()),
-    'train': ('vegc.train:train', {'as_json'}, set()),
-    'evaluate': ('vegc.evaluate:evaluate', {'as_json', 'dataset', 'stage'}, {'dataset_or_model', 'stage_or_folder'}),
-    'find-issues': ('vegc.issues:find_issues', {'as_json', 'csv'}, {'pred_probs', 'label_scores', 'features'}),
-    'clean': ('vegc.clean:clean', {'as_json', 'page', 'worst', 'limit'}, set()),
-    'compare': ('vegc.evaluate:compare', {'as_json'}, set()),
+    'plan': ('vegc.acquire.lists:plan', {'as_json', 'robots', 'allow_hosts', 'plot'}, set()),
+    'ingest': ('vegc.acquire.ingest:ingest', {'as_json', 'ray', 'shards'}, set()),
+    'add': ('vegc.acquire.add:add', {'as_json'}, set()),
+    'search': ('vegc.acquire.sources:search', {'as_json', 'lists'}, set()),
+    'harvest': ('vegc.acquire.sources:read_page', {'as_json', 'page', 'lists'}, {'path'}),
+    'split': ('vegc.splits.split:split', {'as_json'}, set()),
+    'train': ('vegc.training.train:train', {'as_json'}, set()),
+    'evaluate': ('vegc.evaluation.evaluate:evaluate', {'as_json', 'dataset', 'stage'}, {'dataset_or_model', 'stage_or_folder'}),
+    'find-issues': ('vegc.cleaning.issues:find_issues', {'as_json', 'csv'}, {'pred_probs', 'label_scores', 'features'}),
+    'clean': ('vegc.cleaning.clean:clean', {'as_json', 'page', 'worst', 'limit'}, set()),
+    'compare': ('vegc.evaluation.compare:compare', {'as_json'}, set()),
     'demo': ('vegc.demo:demo', {'as_json'}, set()),
-    'report': ('vegc.report:report', {'as_json'}, set()),
-    'export': ('vegc.export:export', {'as_json'}, set()),
-    'predict': ('vegc.export:predict', {'as_json', 'csv'}, set()),
+    'report': ('vegc.plots.report:report', {'as_json'}, set()),
+    'export': ('vegc.sharing.export:export', {'as_json'}, set()),
+    'predict': ('vegc.sharing.model_file:predict', {'as_json', 'csv'}, set()),
 }
 
 
@@ -165,8 +165,8 @@ def failing(monkeypatch, lists):
             if isinstance(effect, BaseException): raise effect
             for w in effect: warnings.warn(w, stacklevel=1)
             return original(*a, **k)
-        import vegc.lists
-        original = vegc.lists.plan
+        import vegc.acquire.lists
+        original = vegc.acquire.lists.plan
         monkeypatch.setattr(vegc.lists, 'plan', plan)
         monkeypatch.setenv('VEGC_DEBUG', debug)
         return CliRunner().invoke(cli.app, ['plan', str(lists), *args])
@@ -206,7 +206,7 @@ def test_a_reader_that_goes_away_is_not_an_error(lists):
 
 @pytest.mark.skipif(os.name == 'nt', reason='signals are sent otherwise there')
 def test_ctrl_c_ends_with_a_sentence(tmp_path):
-    code = ('import time, vegc.lists\ndef plan(*a, **k):\n    print("started", flush=True)\n    time.sleep(60)\nvegc.lists.plan = plan\n'
+    code = ('import time, vegc.acquire.lists\ndef plan(*a, **k):\n    print("started", flush=True)\n    time.sleep(60)\nvegc.acquire.lists.plan = plan\n'
             'import sys\nfrom vegc.cli import main\nsys.argv = ["vegc", "plan", "x"]\nmain()')
     process = subprocess.Popen([sys.executable, '-c', code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=hears_ctrl_c)
     process.stderr.readline()  # `started`, turned to standard error
@@ -257,7 +257,7 @@ def test_add_asks_for_the_subject_and_makes_nothing_without_it(photos, tmp_path)
 def test_manifest_counts_for_people_and_gives_the_table_as_csv(dataset):
     table = call('manifest', dataset).stdout
     assert re.search(r'failed +truncated', table) and re.search(r'review +conflict', table)
-    from vegc.dataset import MANIFEST_COLUMNS
+    from vegc.data.manifest import MANIFEST_COLUMNS
     rows = list(csv.DictReader(io.StringIO(call('manifest', dataset, '--csv').stdout)))
     assert len(rows) == 33 and list(rows[0]) == MANIFEST_COLUMNS
 
@@ -302,7 +302,8 @@ def test_the_whole_road_with_random_resnet50_weights(dataset, photos, tmp_path):
 def test_clean_hands_out_a_page_takes_in_what_comes_back_and_says_what_it_did(tmp_path):
     import pandas as pd
 
-    from vegc.dataset import ImageDataset, manifest_frame, write_manifest
+    from vegc.data.dataset import ImageDataset
+    from vegc.data.manifest import manifest_frame, write_manifest
     ds = ImageDataset(tmp_path / 'my set', subject='objects')
     rows = [dict(key=str(i), url=f'u{i}', given_label='ab'[i % 2], status='ok', path=f'images/{i}.png', sha256=str(i), split='test' if i == 3 else 'train') for i in range(4)]
     (ds.path / 'images').mkdir()

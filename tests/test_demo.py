@@ -9,9 +9,10 @@ import pandas as pd
 import pytest
 
 from vegc.core import DatasetError, UsageError, VegcError
-from vegc.demo import NAMES, SHARES, DemoServer, answer_bytes, demo, draw_new, plant, write_lists
-from vegc.lists import plan
-from vegc.train import LeakError, load_stage
+from vegc.demo import DemoServer, NAMES, SHARES, answer_bytes, demo, draw_new, plant, write_lists
+from vegc.acquire.lists import plan
+from vegc.training.stages import LeakError
+from vegc.training.train import load_stage
 
 REASONS = dict(http_404='dead', not_image='page', truncated='cut', opted_out='closed')
 

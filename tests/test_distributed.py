@@ -14,10 +14,10 @@ from safetensors.numpy import load_file
 from sklearn.datasets import load_digits
 
 from vegc.core import sha256_hex
-from vegc.dataset import ImageDataset
-from vegc.evaluate import predictions
-from vegc.split import split_log
-from vegc.stages import stage_info, stages
+from vegc.data.dataset import ImageDataset
+from vegc.evaluation.predictions import predictions
+from vegc.splits.split import split_log
+from vegc.training.stages import stage_info, stages
 
 N = 300
 # What a process was left with, after the recipe in one call.

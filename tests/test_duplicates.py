@@ -9,10 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pictures import CHANGES, changed, scene
 
-from vegc import duplicates as dup
-from vegc.duplicates import exact_pairs, feature_pairs, group_numbers, hash_pairs, join_pairs, least_similarity, nearest, pairs_frame, whiten
-from vegc.images import phash, phash_mirrored
-from vegc.overlap import METHOD, GreyThumb, overlap
+from vegc.splits import duplicates as dup
+from vegc.splits.duplicates import (exact_pairs, feature_pairs, group_numbers, hash_pairs, join_pairs,
+                                    least_similarity, nearest, pairs_frame, whiten)
+from vegc.data.images import phash, phash_mirrored
+from vegc.splits.overlap import GreyThumb, METHOD, overlap
 
 
 def as_set(pairs): return set(zip(pairs.a.tolist(), pairs.b.tolist(), strict=True))
@@ -71,7 +72,7 @@ def test_without_faiss_the_blocks_go_on_and_say_so(monkeypatch):
 MEMORY = '''
 import resource, sys
 import numpy as np
-from vegc import duplicates as dup
+from vegc.splits import duplicates as dup
 import sklearn.decomposition
 if {faiss}: import faiss
 else: dup.find_spec = lambda name: None

@@ -11,15 +11,18 @@ from typer.testing import CliRunner
 
 from vegc import cli
 from vegc.core import VegcError
-from vegc.dataset import ImageDataset
-from vegc.evaluate import embeddings, evaluate, predictions, stage_temperature
-from vegc.export import export, load_model_file, predict, write_model_file
-from vegc.features import pixel_batches, pooled
-from vegc.ingest import add
-from vegc.issues import bulk_distance, fit_bulk
-from vegc.metrics import calibration_error, scaled, scaled_confidence, unsure_table
-from vegc.stages import save_stage
-from vegc.train import load_stage, train
+from vegc.data.dataset import ImageDataset
+from vegc.evaluation.evaluate import evaluate, stage_temperature
+from vegc.evaluation.predictions import embeddings, predictions
+from vegc.sharing.export import export
+from vegc.sharing.model_file import load_model_file, predict, write_model_file
+from vegc.features.features import pooled
+from vegc.features.pixels import pixel_batches
+from vegc.acquire.add import add
+from vegc.cleaning.issues import bulk_distance, fit_bulk
+from vegc.evaluation.metrics import calibration_error, scaled, scaled_confidence, unsure_table
+from vegc.training.stages import save_stage
+from vegc.training.train import load_stage, train
 
 
 @pytest.fixture(scope='module')

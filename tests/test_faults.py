@@ -10,10 +10,10 @@ import pytest
 from fault_server import FaultServer, bomb, closed_port, jpeg, write_lists
 
 from vegc.core import DatasetError, UsageError, VegcWarning, sha256_hex
-from vegc.dataset import ImageDataset
-from vegc.fetch import FetchProblem, _Body, is_public
-from vegc.images import load_rgb
-from vegc.ingest import TooManyFailures, ingest
+from vegc.data.dataset import ImageDataset
+from vegc.acquire.fetch import FetchProblem, _Body, is_public
+from vegc.data.images import load_rgb
+from vegc.acquire.ingest import TooManyFailures, ingest
 
 INLINE = 'data:image/jpeg;base64,' + base64.b64encode(jpeg(77)).decode()
 

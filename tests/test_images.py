@@ -13,8 +13,8 @@ import pytest
 from fault_server import jpeg
 from PIL import Image, ImageCms, PngImagePlugin
 
-from vegc import images
-from vegc.images import ImageProblem, load_rgb, phash, phash_mirrored, prepare
+from vegc.data import images
+from vegc.data.images import ImageProblem, load_rgb, phash, phash_mirrored, prepare
 
 
 def encoded(im, fmt, **kw):
@@ -292,7 +292,7 @@ def test_threads_change_sizes_at_the_same_time():
 @pytest.mark.parametrize('setup', ["sys.modules['cykooz_resizer'] = None", "import PIL.Image; PIL.__version__ = '99.0.0'"])
 def test_pillow_shrinks_where_the_fast_library_is_missing_or_was_not_tried(setup, tmp_path):
     (tmp_path/'a.jpg').write_bytes(jpeg(2, (900, 700)))
-    code = f"import sys; {setup}; from vegc import images; assert not images._FAST; print(images.prepare(open(sys.argv[1], 'rb').read()).phash)"
+    code = f"import sys; {setup}; from vegc.data import images; assert not images._FAST; print(images.prepare(open(sys.argv[1], 'rb').read()).phash)"
     found = subprocess.run([sys.executable, '-c', code, tmp_path/'a.jpg'], capture_output=True, text=True, check=True).stdout.strip()
     assert (int(found, 16) ^ int(prepare(jpeg(2, (900, 700))).phash, 16)).bit_count() <= 6
 

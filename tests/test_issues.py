@@ -5,10 +5,13 @@ import pytest
 from cleanlab.rank import get_label_quality_scores
 from PIL import Image
 
-from vegc.clean import clean, reason
+from vegc.cleaning.clean import clean
+from vegc.cleaning.reasons import reason
 from vegc.core import UsageError
-from vegc.dataset import ImageDataset, manifest_frame, write_manifest
-from vegc.issues import class_posterior, find_issues, fit_label_noise, out_of_fold
+from vegc.data.dataset import ImageDataset
+from vegc.data.manifest import manifest_frame, write_manifest
+from vegc.cleaning.issues import class_posterior, find_issues, fit_label_noise
+from vegc.training.probes import out_of_fold
 
 K = 6
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vegc.core import DatasetError
-from vegc.lists import plan, read_list
+from vegc.acquire.lists import plan, read_list
 
 # what a URL may hold in a list of one a line: anything but the three ends of lines, and white space or a BOM at its ends
 inside = st.text(st.characters(exclude_characters='\r\n', exclude_categories=('Cs',)), max_size=40)

@@ -10,9 +10,11 @@ from scipy.stats import binomtest, spearmanr
 from sklearn import metrics as sk
 
 from vegc.core import UsageError
-from vegc.metrics import (Metrics, best_temperature, calibration_error, calibration_table, confusion_counts, metrics_of, most_confused, paired, scaled,
-                          share_interval, share_intervals, true_ranks, unsure_table, unsure_threshold)
-from vegc.why import class_factors, errors_inside, explain, explained_by_lists, holm, lists_and_confusions, rank_correlation, rank_spread
+from vegc.evaluation.metrics import (Metrics, best_temperature, calibration_error, calibration_table,
+                                     confusion_counts, metrics_of, most_confused, paired, scaled, share_interval,
+                                     share_intervals, true_ranks, unsure_table, unsure_threshold)
+from vegc.evaluation.why import (class_factors, errors_inside, explain, explained_by_lists, holm,
+                                 lists_and_confusions, rank_correlation, rank_spread)
 
 CLASSES = list('abcdefg')
 

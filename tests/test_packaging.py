@@ -101,17 +101,17 @@ def test_every_import_of_the_package_is_required(settings):
 
 # What the package holds besides modules, and what for.
 DATA_FILES = {
-    'vegc/templates/report.html': 'the frame of the report',
-    'vegc/templates/first.html': 'its first screen',
-    'vegc/templates/model.html': 'its part about a stage',
-    'vegc/templates/data.html': 'its part about the data',
-    'vegc/templates/parts.html': 'what they share',
-    'vegc/templates/report.css': 'its looks, light, dark and printed',
-    'vegc/templates/report.js': 'its one script: sorting, and the pictures of a cell',
-    'vegc/cleaner.js': 'the grid of ImageCleaner',
-    'vegc/cleaner.css': 'its looks',
-    'vegc/review.html': 'the page for reviewing without a kernel',
-    'vegc/review.js': 'its script',
+    'vegc/plots/templates/report.html': 'the frame of the report',
+    'vegc/plots/templates/first.html': 'its first screen',
+    'vegc/plots/templates/model.html': 'its part about a stage',
+    'vegc/plots/templates/data.html': 'its part about the data',
+    'vegc/plots/templates/parts.html': 'what they share',
+    'vegc/plots/templates/report.css': 'its looks, light, dark and printed',
+    'vegc/plots/templates/report.js': 'its one script: sorting, and the pictures of a cell',
+    'vegc/cleaning/cleaner.js': 'the grid of ImageCleaner',
+    'vegc/cleaning/cleaner.css': 'its looks',
+    'vegc/cleaning/review.html': 'the page for reviewing without a kernel',
+    'vegc/cleaning/review.js': 'its script',
 }
 
 

@@ -11,17 +11,20 @@ from matplotlib import font_manager
 from matplotlib.axes import Axes
 from PIL import Image
 
-import vegc.fonts
+import vegc.plots.fonts
 from vegc.core import UsageError, VegcWarning
-from vegc.dataset import ImageDataset
-from vegc.evaluate import predictions_frame
-from vegc.fonts import clusters, font_families, font_letters, letters, lettering, short_signs
-from vegc.ingest import add
-from vegc.interpret import ClassifierInterpretation, grad_cam
-from vegc.metrics import Metrics, metrics_of, most_confused
-from vegc.pictures import flat_map, plot_confused, plot_embedding, plot_mistakes, plot_samples, plot_top_losses, sparse_places
-from vegc.plots import (BLUE, GREEN, GREY, RED, YELLOW, alt_of, as_html, confusion_order, finish, plot_accuracy_by_n, plot_classes, plot_confusion, plot_history, plot_lr, plot_methods,
-                        plot_most_confused, plot_per_class, plot_precision_recall, plot_reliability, spread_out, table_of)
+from vegc.data.dataset import ImageDataset
+from vegc.evaluation.predictions import predictions_frame
+from vegc.plots.fonts import clusters, font_families, font_letters, lettering, letters, short_signs
+from vegc.acquire.add import add
+from vegc.plots.interpret import ClassifierInterpretation, grad_cam
+from vegc.evaluation.metrics import Metrics, metrics_of, most_confused
+from vegc.plots.pictures import (flat_map, plot_confused, plot_embedding, plot_mistakes, plot_samples,
+                                 plot_top_losses, sparse_places)
+from vegc.plots.charts import (BLUE, GREEN, GREY, RED, YELLOW, alt_of, as_html, confusion_order, finish,
+                               plot_accuracy_by_n, plot_classes, plot_confusion, plot_history, plot_lr, plot_methods,
+                               plot_most_confused, plot_per_class, plot_precision_recall, plot_reliability,
+                               spread_out, table_of)
 
 matplotlib.use('Agg')
 NAMES = dict(vi='Ê Đê · Bún chả', ja='ひらがな ゐゑゝ', ar='الفول المدمس', hi='हिन्दी', emoji='🍜 😀', usd='$5 & $6', xss='<b>b</b>')

@@ -12,21 +12,25 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-import vegc.evaluate
-import vegc.page
-import vegc.report
+import vegc.evaluation.predictions
+import vegc.plots.page
+import vegc.plots.report
 from vegc.core import UsageError
-from vegc.dataset import ImageDataset, manifest_frame, write_manifest
-from vegc.evaluate import compare, evaluate, linear_predictions, predictions, test_looks
-from vegc.health import class_facts, funnel
-from vegc.ingest import add
-from vegc.issues import find_issues
-from vegc.metrics import how_often, most_confused
-from vegc.models import WeightsError
-from vegc.page import Thumbnails, matrix_svg
-from vegc.report import report
-from vegc.split import split
-from vegc.train import train
+from vegc.data.dataset import ImageDataset
+from vegc.data.manifest import manifest_frame, write_manifest
+from vegc.evaluation.compare import compare
+from vegc.evaluation.crossval import linear_predictions
+from vegc.evaluation.evaluate import evaluate
+from vegc.evaluation.predictions import predictions, test_looks
+from vegc.evaluation.health import class_facts, funnel
+from vegc.acquire.add import add
+from vegc.cleaning.issues import find_issues
+from vegc.evaluation.metrics import how_often, most_confused
+from vegc.features.backbones import WeightsError
+from vegc.plots.page import Thumbnails, matrix_svg
+from vegc.plots.report import report
+from vegc.splits.split import split
+from vegc.training.train import train
 
 test_looks.__test__ = False  # a function of the package, not a test
 NAMES = {'red': 'Bún chả', 'green': "<script>alert('x')</script>", 'blue': '<b>blue</b> & "co"'}
@@ -120,7 +124,7 @@ def test_the_first_screen_has_its_order(page):
 
 def test_the_worst_come_in_the_order_of_their_loss(dataset):
     table = predictions(dataset, 'raw', 'test')
-    worst = vegc.report.worst_pictures(table, {}, k=3)
+    worst = vegc.plots.report.worst_pictures(table, {}, k=3)
     wrong = table[table.label != table.predicted_label].sort_values('loss', ascending=False)
     assert worst.path.tolist() == wrong.path.tolist()[:3] and set(worst.kind) == {'model wrong'}
 
@@ -143,7 +147,7 @@ def test_valid_is_taken_and_named_where_test_is_small(dataset, tmp_path):
 
 
 def test_corrected_labels_stand_beside_given_ones(dataset, tmp_path):
-    from vegc.clean import clean
+    from vegc.cleaning.clean import clean
     ds = copy_of(dataset, tmp_path / 'set')
     one = predictions(ds, 'raw', 'test').query('label != predicted_label').iloc[0]
     pd.DataFrame([dict(path=one.path, action='relabel', label=one.predicted_label, who='An', why='<i>looks</i> so')]).to_csv(tmp_path / 'd.csv', index=False)
@@ -182,7 +186,7 @@ def test_an_untrained_dataset_gets_a_health_report(untrained):
 
 
 def test_lists_are_counted_as_the_plan_counts_them(tmp_path):
-    from vegc.lists import plan
+    from vegc.acquire.lists import plan
     ds = ImageDataset(tmp_path / 'set', subject='other')
     (ds.path / 'urls').mkdir()
     (ds.path / 'urls/a.csv').write_text('https://x.example/1\n\n\nhttps://x.example/2\nhttps://x.example/2\nhttps://x.example/3\nhttps://x.example/4')

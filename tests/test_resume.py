@@ -16,11 +16,14 @@ import pytest
 from conftest import hears_ctrl_c
 from fault_server import FaultServer, jpeg, write_lists
 
-import vegc.ingest
+import vegc.acquire.ingest
 from vegc.core import DatasetError, DiskFullError, LockedError, UsageError
-from vegc.dataset import ImageDataset, Journal, manifest_frame, read_jsonl, read_manifest, write_manifest
-from vegc.images import load_rgb
-from vegc.ingest import add, ingest
+from vegc.data.dataset import ImageDataset
+from vegc.data.folder import Journal, read_jsonl
+from vegc.data.manifest import manifest_frame, read_manifest, write_manifest
+from vegc.data.images import load_rgb
+from vegc.acquire.add import add
+from vegc.acquire.ingest import ingest
 
 PROGRAM = '''
 import sys
@@ -191,7 +194,7 @@ def test_only_what_failed_is_asked_again_and_splits_stay(tmp_path):
 
 def test_the_memory_holds_no_more_pictures_than_are_in_flight(tmp_path, monkeypatch):
     inside, most = [], []
-    real = vegc.ingest.store
+    real = vegc.acquire.ingest.store
     def counted(*args):
         inside.append(1)
         most.append(len(inside))

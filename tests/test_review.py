@@ -9,10 +9,12 @@ import pytest
 from lab import chromium
 from PIL import Image
 
-from vegc.clean import Session, clean
+from vegc.cleaning.clean import clean
+from vegc.cleaning.session import Session
 from vegc.core import UsageError
-from vegc.dataset import ImageDataset, manifest_frame, write_manifest
-from vegc.review import review_page
+from vegc.data.dataset import ImageDataset
+from vegc.data.manifest import manifest_frame, write_manifest
+from vegc.cleaning.review_page import review_page
 
 LABELS = ["hrê d'or", 'a, "b" </script><img src=x onerror=alert(1)>', 'Ωβ ゐ; =1+1']
 

@@ -18,16 +18,22 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from typer.testing import CliRunner
 
-from vegc.clean import Session, clean, rule_decisions, write_lists
+from vegc.cleaning.clean import clean, rule_decisions
+from vegc.cleaning.session import Session, write_lists
 from vegc.cli import app
 from vegc.core import DatasetError, UsageError, sha256_hex
-from vegc.dataset import ImageDataset
-from vegc.evaluate import compare, evaluate, predictions
-from vegc.export import export, load_model_file, predict
-from vegc.issues import find_issues
-from vegc.metrics import scaled
-from vegc.split import assign_splits, split
-from vegc.train import LeakError, load_stage, stage_info, train
+from vegc.data.dataset import ImageDataset
+from vegc.evaluation.compare import compare
+from vegc.evaluation.evaluate import evaluate
+from vegc.evaluation.predictions import predictions
+from vegc.sharing.export import export
+from vegc.sharing.model_file import load_model_file, predict
+from vegc.cleaning.issues import find_issues
+from vegc.evaluation.metrics import scaled
+from vegc.splits.deal import assign_splits
+from vegc.splits.split import split
+from vegc.training.stages import LeakError, stage_info
+from vegc.training.train import load_stage, train
 
 N = 160
 WRONG = {3, 50, 77}  # digits under another class

@@ -15,9 +15,10 @@ from PIL import Image
 from safetensors.numpy import load_file, save_file
 
 from vegc.core import DatasetError, UsageError, VegcWarning, sha256_hex
-from vegc.dataset import ImageDataset
-from vegc.images import phash
-from vegc.ingest import _Work, add, ingest
+from vegc.data.dataset import ImageDataset
+from vegc.data.images import phash
+from vegc.acquire.add import add
+from vegc.acquire.ingest import _Work, ingest
 
 
 def run(folder, urls, **kw):
@@ -278,7 +279,7 @@ def test_what_optout_names_goes_on_the_next_run(full):
 def test_a_forget_that_was_cut_short_is_finished_by_the_same_call(full, monkeypatch):
     _, _, ds, url = full
     with monkeypatch.context() as m:
-        m.setattr('vegc.dataset._drop_features', lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
+        m.setattr('vegc.data.forget._drop_features', lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt): ds.forget(url)
     assert ds.forget(url).rows == 2 and len(ds.images) == 5 and load_file(ds.path/'features/a.safetensors')['x'].shape == (5, 1)
 

@@ -11,10 +11,13 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from vegc import clean as module
-from vegc.clean import DecisionLog, Reading, Session, clean, worst_table
+from vegc.cleaning import session as module
+from vegc.cleaning.clean import clean
+from vegc.cleaning.session import Session, worst_table
+from vegc.data.decisions import DecisionLog, Reading
 from vegc.core import DatasetError, DiskFullError, UsageError, VegcWarning
-from vegc.dataset import ImageDataset, manifest_frame, write_manifest
+from vegc.data.dataset import ImageDataset
+from vegc.data.manifest import manifest_frame, write_manifest
 
 LABELS = ["hrê d'or", 'a, "b"', 'Ωβ ゐ']
 
@@ -138,7 +141,7 @@ def test_ten_thousand_pictures_stay_quick(tmp_path, monkeypatch):
             count[name] += 1
             return f(*args, **kw)
         return call
-    from vegc import dataset
+    from vegc.data import dataset
     monkeypatch.setattr(dataset, 'read_manifest', counted('manifest', dataset.read_manifest))
     with pytest.warns(VegcWarning, match='removed_by_user'): session = Session(ds, order, who='me')
     opening = count['manifest']

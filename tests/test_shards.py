@@ -9,10 +9,10 @@ import pytest
 from fault_server import FaultServer, write_lists
 
 from vegc.core import UsageError
-from vegc.dataset import ImageDataset
-from vegc.images import load_rgb
-from vegc.ingest import ingest
-from vegc.shards import ingest_on_ray
+from vegc.data.dataset import ImageDataset
+from vegc.data.images import load_rgb
+from vegc.acquire.ingest import ingest
+from vegc.acquire.shards import ingest_on_ray
 
 KW = dict(subject='objects', allow_hosts='127.0.0.1', per_host=3, concurrency=4, deadline=5)
 

@@ -16,9 +16,9 @@ from conftest import PROGRAM, ROOT
 from fault_server import FaultServer, jpeg
 
 from vegc.core import UsageError
-from vegc.ingest import ingest
-from vegc.lists import read_list
-from vegc.sources import SourceError, read_page, search, write_list
+from vegc.acquire.ingest import ingest
+from vegc.acquire.lists import read_list
+from vegc.acquire.sources import SourceError, read_page, search, write_list
 
 
 class Api(FaultServer):

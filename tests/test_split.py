@@ -13,14 +13,18 @@ from hypothesis import strategies as st
 from pictures import CHANGES, changed, jpeg, scene
 from scipy.stats import binomtest
 
-from vegc.clean import clean
+from vegc.cleaning.clean import clean
 from vegc.core import DatasetError, UsageError, VegcWarning
-from vegc.dataset import ImageDataset
-from vegc.features import cached_features
-from vegc.ingest import add, ingest
-from vegc.issues import duplicates
-from vegc.models import WeightsError
-from vegc.split import SPLITS, _integer_program, assign_splits, deal, duplicate_pairs, find_groups, folds, group_folds, split, split_counts, split_log
+from vegc.data.dataset import ImageDataset
+from vegc.features.features import cached_features
+from vegc.acquire.add import add
+from vegc.acquire.ingest import ingest
+from vegc.splits.copies import duplicates
+from vegc.features.backbones import WeightsError
+from vegc.splits.copies import duplicate_pairs, find_groups
+from vegc.splits.deal import SPLITS, _integer_program, assign_splits, deal
+from vegc.splits.folds import folds, group_folds
+from vegc.splits.split import split, split_counts, split_log
 
 SHARES = np.array([.7, .2, .1])
 
@@ -78,7 +82,7 @@ def test_without_a_body_hashes_alone_do_and_say_so(planted, tmp_path, monkeypatc
     for part in ('images', 'manifest.parquet'): (bare.path / part).symlink_to(planted.path / part)
 
     def no_body(*_, **__): raise WeightsError('no weights')
-    monkeypatch.setattr('vegc.split.cached_features', no_body)
+    monkeypatch.setattr('vegc.splits.copies.cached_features', no_body)
     with pytest.warns(VegcWarning, match=r'hash only, which misses crops.*vegc\[offline\]'): pairs = duplicate_pairs(bare, bare.images)
     numbers = bare.images.assign(number=lambda t: t.url.str.extract(r'/(\d+)')[0])
     found = numbers.number.to_numpy()[pairs.a] == numbers.number.to_numpy()[pairs.b]
@@ -88,9 +92,9 @@ def test_without_a_body_hashes_alone_do_and_say_so(planted, tmp_path, monkeypatc
 
 def test_pixels_are_asked_once(planted, tmp_path, monkeypatch):
     "What `split` has proved, `duplicates` and a look for issues need not prove again; nor does anything without the pictures."
-    import vegc.split
-    ds, read, seen = ImageDataset(shutil.copytree(planted.path, tmp_path / 'ds')), vegc.split.GreyThumb.read, []
-    monkeypatch.setattr(vegc.split.GreyThumb, 'read', lambda path: (seen.append(path), read(path))[1])
+    import vegc.splits.overlap
+    ds, read, seen = ImageDataset(shutil.copytree(planted.path, tmp_path / 'ds')), vegc.splits.overlap.GreyThumb.read, []
+    monkeypatch.setattr(vegc.splits.overlap.GreyThumb, 'read', lambda path: (seen.append(path), read(path))[1])
     kept = duplicate_pairs(ds, ds.images)
     assert len(duplicates(ds)) == len(kept) >= 145 and not seen, 'the file beside the features answers'
     file, = (ds.path / 'features').glob('proofs-*.parquet')
@@ -102,7 +106,7 @@ def test_pixels_are_asked_once(planted, tmp_path, monkeypatch):
     lost = stored.drop(stored.index[::3])
     sha = ds.images.set_index(ds.images.path.map(lambda p: ds.path / p)).sha256
     assert {sha[p] for p in seen} == set(lost.a) | set(lost.b) and len(pd.read_parquet(file)) == len(stored)
-    monkeypatch.setattr('vegc.split.METHOD', 99)
+    monkeypatch.setattr('vegc.splits.copies.METHOD', 99)
     seen.clear()
     pd.testing.assert_frame_equal(duplicate_pairs(ds, ds.images), kept)
     assert len(seen) > 145, 'another method, other answers'
@@ -390,7 +394,7 @@ def table(tmp_path, rows, **config):
 @pytest.fixture
 def hashed(monkeypatch):
     "Hashes are enough for these."
-    monkeypatch.setattr('vegc.split._features_of', lambda *_: None)
+    monkeypatch.setattr('vegc.splits.copies._features_of', lambda *_: None)
 
 
 def test_given_splits_are_kept_or_merged(tmp_path, hashed):
@@ -425,7 +429,7 @@ def test_groups_by_origin_and_copies_together(tmp_path, hashed):
     df = ds.df
     df['creator'] = [f'photographer {i % 6}' if i < 18 else pd.NA for i in range(24)]
     df['phash'] = df.phash.where(df.index != 23, df.phash[0])  # one without a creator is a copy of the first
-    from vegc.dataset import write_manifest
+    from vegc.data.manifest import write_manifest
     write_manifest(ds.manifest_path, df)
     split(ds, group_by='creator')
     im = ds.images

@@ -13,14 +13,16 @@ import torch
 from conftest import ROOT
 from PIL import Image
 
-import vegc.train
-from vegc.clean import clean
+import vegc.training.fit
+from vegc.cleaning.clean import clean
 from vegc.core import sha256_hex
-from vegc.data import dataloaders, items
-from vegc.dataset import ImageDataset
-from vegc.models import weights_hash
-from vegc.stages import stage_info
-from vegc.train import enough_steps, fit_body, fit_head, image_learner, overfit_since, train
+from vegc.training.loaders import dataloaders, items
+from vegc.data.dataset import ImageDataset
+from vegc.features.backbones import weights_hash
+from vegc.training.stages import stage_info
+from vegc.training.fit import enough_steps, fit_body, fit_head, overfit_since
+from vegc.training.learner import image_learner
+from vegc.training.train import train
 
 SPAWNED = '''
 import json, multiprocessing, sys
@@ -83,7 +85,7 @@ def test_a_checkpoint_is_read_again(squares, tmp_path):
 KILLED = '''
 import os, signal, sys
 from fastai.callback.core import Callback
-from vegc import train as t
+from vegc.training import train as t
 
 class Kill(Callback):  # nobody says goodbye: the process is gone in the middle of the third epoch
     order = 70
@@ -124,7 +126,7 @@ def test_no_way_to_balance_touches_what_is_validated_on(squares, balance):
         held, fit = mine[mine.split == 'valid'], mine[mine.split == 'train']
         assert fit.label.value_counts().to_dict() == {'b': 20, 'a': 8}
         learn = image_learner(dataloaders(squares, 48, 8, balance=balance, augment=False), 'efficientnet_lite0')
-        for dls in (learn.dls, vegc.train._head_learner(learn, 8).dls):
+        for dls in (learn.dls, vegc.training.fit._head_learner(learn, 8).dls):
             assert dls.valid.n == len(held), 'no row more, none less'
             assert torch.cat([y for _, y in dls.valid]).tolist() == [int(v == 'b') for v in held.label]
             seen = torch.cat([y for _ in range(40) for _, y in dls.train]).float().mean()
@@ -167,7 +169,7 @@ def test_batches_are_small_where_pictures_are_few(squares):
 
 
 def test_over_fitting_is_said_with_its_epoch(squares, capsys, monkeypatch):
-    import vegc.train
+    import vegc.training.train
     row = lambda e, t, v: dict(part='frozen', epoch=e, train_loss=t, valid_loss=v, accuracy=.5)  # noqa: E731
     assert overfit_since([row(1, 1., .9), row(2, .7, .6), row(3, .4, .9)]) == 2
     assert overfit_since([row(1, 1., .9), row(2, .7, .6), row(3, .8, .9)]) is None  # the training loss rose as well
@@ -177,7 +179,7 @@ def test_over_fitting_is_said_with_its_epoch(squares, capsys, monkeypatch):
 
 
 def test_bfloat16_is_remembered(squares, monkeypatch):
-    import vegc.train
+    import vegc.training.train
     seen = []
     monkeypatch.setattr(vegc.train, 'bf16_trains', lambda *_: True)
     learn = image_learner(dataloaders(squares, 48, 16), 'efficientnet_lite0')

@@ -16,11 +16,12 @@ from conftest import ROOT
 from ipywidgets import Widget
 from PIL import Image
 
-from vegc import widgets
-from vegc.clean import Session
+from vegc.cleaning import widget as widgets
+from vegc.cleaning.session import Session
 from vegc.core import UsageError
-from vegc.dataset import ImageDataset, manifest_frame, write_manifest
-from vegc.widgets import GridCleaner, ImageCleaner, PlainCleaner
+from vegc.data.dataset import ImageDataset
+from vegc.data.manifest import manifest_frame, write_manifest
+from vegc.cleaning.widget import GridCleaner, ImageCleaner, PlainCleaner
 
 LABELS = ["hrê d'or", 'a, "b" <b>', 'Ωβ ゐ']
 N = 1000
@@ -287,13 +288,13 @@ def test_the_plain_form_stands_in_where_anywidget_is_missing(few, monkeypatch):
 
 def test_the_front_end_sends_what_the_kernel_answers():
     "Each message that the page sends has a method, each answer a listener; labels and reasons are put in as text, never as HTML."
-    js = (ROOT / 'vegc/cleaner.js').read_text('utf-8')
+    js = (ROOT / 'vegc/cleaning/cleaner.js').read_text('utf-8')
     import re
     asked = set(re.findall(r"\bdo: '(\w+)'", js)) | set(re.findall(r"do: \w+\.shiftKey \? '(\w+)' : '(\w+)'", js)[0])
-    tree = ast.parse((ROOT / 'vegc/widgets.py').read_text('utf-8'))
+    tree = ast.parse((ROOT / 'vegc/cleaning/widget.py').read_text('utf-8'))
     acts = next(n.value for n in ast.walk(tree) if isinstance(n, ast.Assign) and getattr(n.targets[0], 'id', '') == 'acts')
     assert asked == {k.arg for k in acts.keywords}
-    assert set(re.findall(r"m\.is === '(\w+)'", js)) == set(re.findall(r"'is': '(\w+)'", (ROOT / 'vegc/widgets.py').read_text('utf-8')))
+    assert set(re.findall(r"m\.is === '(\w+)'", js)) == set(re.findall(r"'is': '(\w+)'", (ROOT / 'vegc/cleaning/widget.py').read_text('utf-8')))
     assert not re.search(r'innerHTML|outerHTML|insertAdjacentHTML|https?://', js)
 
 
@@ -305,8 +306,8 @@ def test_both_forms_offer_the_same(few):
 
 def test_a_learner_opens_it_and_is_not_run(few):
     "A real one, whose network must not be asked; without saved issues it says which call makes them."
-    from vegc.data import dataloaders
-    from vegc.train import image_learner
+    from vegc.training.loaders import dataloaders
+    from vegc.training.learner import image_learner
     ds, order = few
     learn = image_learner(dataloaders(ds, size=32, bs=8), 'small_cnn')
     learn.model.register_forward_pre_hook(lambda *a: pytest.fail('the model was run'))

@@ -31,14 +31,16 @@ from sklearn.datasets import load_digits, load_sample_image
 from sklearn.decomposition import PCA
 from torch import nn
 
-from vegc.clean import rule_decisions
-from vegc.dataset import ImageDataset, manifest_frame, write_manifest
-from vegc.duplicates import group_numbers, whiten
-from vegc.features import cached_features
-from vegc.images import phash_mirrored, prepare
-from vegc.ingest import add
-from vegc.issues import find_issues, merge_queues, out_of_fold
-from vegc.split import duplicate_pairs
+from vegc.cleaning.clean import rule_decisions
+from vegc.data.dataset import ImageDataset
+from vegc.data.manifest import manifest_frame, write_manifest
+from vegc.splits.duplicates import group_numbers, whiten
+from vegc.features.features import cached_features
+from vegc.data.images import phash_mirrored, prepare
+from vegc.acquire.add import add
+from vegc.cleaning.issues import find_issues, merge_queues
+from vegc.training.probes import out_of_fold
+from vegc.splits.copies import duplicate_pairs
 
 WRONG, JUNK, COPIES = 289, 107, 153
 VIEWS = list(range(0, 1201, 20))   # where the curve of flaws seen is noted
@@ -213,7 +215,7 @@ def fastai_order(x, y, seed, most=30):
 def vegc_ranks(ds, x, y, pairs, copies):
     "Out-of-fold probabilities, the table of issues, and what either cost; the search for copies has been done and is added."
     with cost() as folds: p = out_of_fold(x, y, pd.factorize(ds.stored().duplicate_group)[0])
-    with cost() as rest, patch('vegc.issues.duplicate_pairs', lambda *_: pairs): issues = find_issues(ds, pred_probs=(p := p/p.sum(1, keepdims=True)), features=x)
+    with cost() as rest, patch('vegc.cleaning.issues.duplicate_pairs', lambda *_: pairs): issues = find_issues(ds, pred_probs=(p := p/p.sum(1, keepdims=True)), features=x)
     steps = folds, rest, copies
     return p, issues, folds, dict(cpu=round(sum(c['cpu'] for c in steps), 2), memory=max(c['memory'] or 0 for c in steps))
 

@@ -52,8 +52,9 @@ def row(what, device, waiting, working, pictures):
 
 
 def training(ds, arch, size, bs, device):
-    from vegc.data import dataloaders
-    from vegc.train import fit_body, image_learner
+    from vegc.training.loaders import dataloaders
+    from vegc.training.fit import fit_body
+    from vegc.training.learner import image_learner
     watch = stopwatch(device)
     learn = image_learner(dataloaders(ds, size, bs), arch, weights=None, cbs=watch)
     fit_body(learn, 3)
@@ -62,8 +63,8 @@ def training(ds, arch, size, bs, device):
 
 def predicting(ds, model, size, bs, device):
     "As `probabilities` does it, with a clock around its two halves."
-    from vegc.features import pixel_batches
-    from vegc.models import fold_batchnorm
+    from vegc.features.pixels import pixel_batches
+    from vegc.features.backbones import fold_batchnorm
     net = fold_batchnorm(model, (size, size)).to(device, memory_format=torch.channels_last)
     waiting = working = pictures = 0
     start = time.perf_counter()
@@ -84,9 +85,9 @@ def main():
     device = 'cuda' if torch.cuda.is_available() else 'mps' if torch.backends.mps.is_available() else None
     if device is None: return print('This bench needs a GPU that torch can use; there is none here, so nothing was measured or written.')
     if not args.photos: parser.error('--photos DIR is needed')
-    from vegc.dataset import ImageDataset
-    from vegc.ingest import add
-    from vegc.split import split
+    from vegc.data.dataset import ImageDataset
+    from vegc.acquire.add import add
+    from vegc.splits.split import split
     with tempfile.TemporaryDirectory() as tmp:
         ds = ImageDataset(Path(tmp)/'photos')
         add(args.photos, ds, subject='objects')

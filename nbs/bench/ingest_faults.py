@@ -50,7 +50,7 @@ def by_vegc(urls, work):
     lists = write_lists(work/'lists', a=urls)
     vegc = Path(sys.executable).with_name('vegc')
     subprocess.run([vegc, 'ingest', lists, work/'ds', '--subject', 'objects', '--allow-hosts', '127.0.0.1', '--max-failures', '1', '--deadline', '5'], capture_output=True, check=True)
-    from vegc.dataset import ImageDataset
+    from vegc.data.dataset import ImageDataset
     return [m.split(':')[0] if isinstance(m, str) else 'saved' for m in ImageDataset(work/'ds').df.error_message.astype(object)]
 
 

@@ -45,8 +45,8 @@ class Server(threading.Thread):
 
 def kills(photos, n=1500, kills=20, seed=0):
     "A dict of what came of it."
-    from vegc.dataset import ImageDataset
-    from vegc.images import load_rgb
+    from vegc.data.dataset import ImageDataset
+    from vegc.data.images import load_rgb
     files, rng = sorted(p for p in Path(photos).glob('*/*') if p.suffix.lower() in ('.jpg', '.jpeg')), random.Random(seed)
     files = rng.sample(files, min(n, len(files)))
     server, work, again = Server({f'/{i}': p.read_bytes() for i, p in enumerate(files)}), Path(tempfile.mkdtemp()), []

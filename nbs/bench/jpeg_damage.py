@@ -3,7 +3,7 @@
     python nbs/bench/jpeg_damage.py --photos DIR [--n 400] [--seed 0]
 
 Random bytes are written over the middle of photographs, as they are and coded anew as progressive. Noticed means refused by
-`vegc.images.prepare`, or flagged `corrupt?`; each rate has its 95 % interval (exact). False alarms are counted over all
+`vegc.data.images.prepare`, or flagged `corrupt?`; each rate has its 95 % interval (exact). False alarms are counted over all
 photographs as they are, and over codings anew: qualities, subsamplings, restart markers, progressive, grey."""
 import argparse
 import io
@@ -15,8 +15,8 @@ import numpy as np
 from PIL import Image
 
 from vegc.core import table_text
-from vegc.images import ImageProblem, prepare
-from vegc.metrics import share_interval
+from vegc.data.images import ImageProblem, prepare
+from vegc.evaluation.metrics import share_interval
 
 SIZES = (16, 100, 200, 1000)  # bytes
 CODINGS = [dict(quality=q, subsampling=s) | more for q, s, more in itertools.product((30, 75, 90, 98), (0, 1, 2), ({}, dict(progressive=True), dict(restart_marker_rows=1), dict(optimize=True)))]

@@ -12,13 +12,13 @@ from pathlib import Path
 
 import pandas as pd
 
-from vegc.baselines import baselines, compare_imbalance
-from vegc.dataset import ImageDataset
-from vegc.evaluate import cross_validate
-from vegc.growth import would_more_help
-from vegc.ingest import add
-from vegc.split import split
-from vegc.train import train
+from vegc.evaluation.baselines import baselines, compare_imbalance
+from vegc.data.dataset import ImageDataset
+from vegc.evaluation.crossval import cross_validate
+from vegc.evaluation.growth import would_more_help
+from vegc.acquire.add import add
+from vegc.splits.split import split
+from vegc.training.train import train
 
 
 COSTS = {}

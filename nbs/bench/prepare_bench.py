@@ -2,7 +2,7 @@
 
     python nbs/bench/prepare_bench.py --photos DIR [--n 150]
 
-Each step of `vegc.images.prepare` alone, on photographs in memory: milliseconds a photograph, the best of three, by one thread;
+Each step of `vegc.data.images.prepare` alone, on photographs in memory: milliseconds a photograph, the best of three, by one thread;
 and how much more two threads do in the same time. Nothing else may run."""
 import argparse
 import io
@@ -13,7 +13,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from vegc import images
+from vegc.data import images
 from vegc.core import reuse_memory, sha256_hex, table_text
 
 

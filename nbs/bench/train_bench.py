@@ -32,9 +32,9 @@ def cpu(): return sum(os.times()[:4])
 
 def dataset(photos, work, limit=None):
     "The photographs with splits; with `limit`, so many to train on and a fifth of that to choose the epoch by, all other held-out ones for test."
-    from vegc.dataset import ImageDataset
-    from vegc.ingest import add
-    from vegc.split import split
+    from vegc.data.dataset import ImageDataset
+    from vegc.acquire.add import add
+    from vegc.splits.split import split
     path = Path(work)/f'photos-{limit or "all"}'
     if path.exists(): return ImageDataset(path)
     if not limit:
@@ -57,7 +57,7 @@ def right(p, labels, classes):
 def stock_learner(ds, seed):
     "fastai's usual way, the body and its scaling apart, which it cannot load."
     from fastai.vision.all import CrossEntropyLossFlat, ImageDataLoaders, Learner, Resize, accuracy, aug_transforms, set_seed
-    from vegc.models import image_body, image_model
+    from vegc.features.backbones import image_body, image_model
     set_seed(seed, reproducible=True)
     rows = ds.images
     used = rows[rows.split.isin(['train', 'valid'])].assign(held=lambda r: r.split == 'valid')
@@ -86,12 +86,12 @@ def stock(ds, seed, frozen, unfrozen):
 
 
 def ours(ds, seed, frozen, unfrozen, bf16=False, cached=True):
-    import vegc.features
-    import vegc.train
-    from vegc.evaluate import probabilities
-    vegc.features.bf16_helps = lambda device='cpu': bf16
+    import vegc.features.features
+    import vegc.training.train
+    from vegc.evaluation.predictions import probabilities
+    vegc.features.backbones.bf16_helps = lambda device='cpu': bf16
     for part in ('frozen', 'unfrozen')[:1 + bool(unfrozen)]:  # the second call goes on from the first one's stage
-        learn = vegc.train.train(ds, arch=ARCH, size=SIZE, epochs=(frozen, unfrozen*(part == 'unfrozen')), seed=seed, stage='bench', cached=cached, overwrite=True)
+        learn = vegc.training.train.train(ds, arch=ARCH, size=SIZE, epochs=(frozen, unfrozen*(part == 'unfrozen')), seed=seed, stage='bench', cached=cached, overwrite=True)
         test = learn.dls.source.items.query('split == "test"')
         yield part, lambda: right(probabilities(learn.model, [ds.path/p for p in test.path], (SIZE, SIZE)), test.label, list(learn.dls.vocab))  # noqa: B023
 
@@ -108,7 +108,7 @@ def measured(run):
 def start(how):
     "Python with what a training run imports."
     if how == 'stock': import fastai.vision.all  # noqa: F401
-    else: import vegc.train  # noqa: F401
+    else: import vegc.training.train  # noqa: F401
     yield dict(cpu=round(cpu(), 2))
 
 
@@ -119,11 +119,11 @@ def predict(ds, how):
         learn = stock_learner(ds, 1)
         with learn.no_bar(): learn.get_preds(dl=learn.dls.test_dl(files))
     elif how == 'vegc model file':
-        from vegc.export import predict
+        from vegc.sharing.model_file import predict
         predict(model_file(ds.path), files)
     else:
-        from vegc.evaluate import probabilities
-        from vegc.models import image_body, image_model
+        from vegc.evaluation.predictions import probabilities
+        from vegc.features.backbones import image_body, image_model
         probabilities(image_model(image_body(ARCH), 10, (SIZE, SIZE)), files, (SIZE, SIZE))
     yield dict(n=len(files), cpu=round(cpu(), 2))
 
@@ -132,8 +132,8 @@ def model_file(folder):
     "A model file beside a dataset, made once: of an untrained head, since only its cost is asked."
     path = folder.with_suffix('.safetensors')
     if not path.exists():
-        from vegc.export import write_model_file
-        from vegc.models import fold_batchnorm, image_body, image_model
+        from vegc.sharing.model_file import write_model_file
+        from vegc.features.backbones import fold_batchnorm, image_body, image_model
         write_model_file(path, fold_batchnorm(image_model(image_body(ARCH), 10, (SIZE, SIZE))), dict(name='bench', size=(SIZE, SIZE), classes=list('0123456789')))
     return path
 
@@ -142,7 +142,7 @@ def floor(ds):
     "CPU milliseconds a picture of the forward pass alone, on tensors in memory."
     import torch
     from vegc.core import reuse_memory
-    from vegc.models import fold_batchnorm, image_body
+    from vegc.features.backbones import fold_batchnorm, image_body
     body = image_body(ARCH).eval()
     fast = fold_batchnorm(body).to(memory_format=torch.channels_last)
     x = torch.rand(32, 3, SIZE, SIZE)
@@ -164,9 +164,10 @@ def ablation(ds, seed, **way):
     from fastai.vision.core import TensorImage
     from fasttransform import Pipeline
     from torch import nn
-    from vegc.data import default_augment, items
-    from vegc.features import cached_features, pixel_batches
-    from vegc.models import fold_batchnorm, image_body, image_model, param_groups
+    from vegc.training.loaders import default_augment, items
+    from vegc.features.features import cached_features
+    from vegc.features.pixels import pixel_batches
+    from vegc.features.backbones import fold_batchnorm, image_body, image_model, param_groups
     way = NOW | way
     rows = items(ds)
     classes = sorted(rows.label.unique())
@@ -305,7 +306,7 @@ if __name__ == '__main__':
     args = parser.parse_args()
     if args.child:
         what = json.loads(args.child)
-        if what['kind'] != 'start': from vegc.dataset import ImageDataset
+        if what['kind'] != 'start': from vegc.data.dataset import ImageDataset
         for row in rows_of(what, None if what['kind'] == 'start' else ImageDataset(args.work)): print(json.dumps(row), flush=True)
     elif args.kind and args.photos: bench(args.kind, args.photos, Path(args.out), args.work, args.seeds, args.limit, args.unfrozen, args.only)
     else: parser.error('a kind and --photos are needed')
