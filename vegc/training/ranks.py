@@ -25,15 +25,17 @@ def ranks() -> int:
 
 def this_rank() -> int:
     "Which of them this one is; 0 writes and prints."
-    return dist.get_rank() if dist.is_available() and dist.is_initialized() else int(os.environ.get('RANK') or 0)
+    met = dist.is_available() and dist.is_initialized()
+    return dist.get_rank() if met else int(os.environ.get('RANK') or 0)
 
+# %% ../../nbs/52_ranks.ipynb #3ad5daa0
 def join_ranks() -> None:
     "Meet the other processes, if there are any. Raises `UsageError` without accelerate."
     if ranks() == 1 or dist.is_initialized(): return
-    if importlib.util.find_spec('accelerate') is None: raise UsageError("Training on several processes needs accelerate: pip install 'vegc[distributed]'.")
+    if importlib.util.find_spec('accelerate') is None:
+        raise UsageError("Training on several processes needs accelerate: pip install 'vegc[distributed]'.")
     gpu = torch.cuda.is_available()
     if gpu: torch.cuda.set_device(int(os.environ.get('LOCAL_RANK') or 0))
-    # the first process computes features while the others wait; that may take longer than the usual half an hour
     dist.init_process_group('nccl' if gpu else 'gloo', timeout=timedelta(days=2))
     atexit.register(dist.destroy_process_group)
 
@@ -50,6 +52,7 @@ def in_turn() -> Iterator[None]:
     finally: os.environ['WORLD_SIZE'] = hidden
     if not this_rank(): dist.barrier()
 
+# %% ../../nbs/52_ranks.ipynb #958a913a
 def agreed(
     value: bool,  # what this process found
 ) -> bool:        # what the first one found
@@ -64,13 +67,15 @@ def averaged(
 ) -> float:        # the mean over the processes
     "One figure for all processes."
     if ranks() == 1: return value
-    said = torch.tensor([value], dtype=torch.float64, device='cuda' if dist.get_backend() == 'nccl' else 'cpu')
-    dist.all_reduce(said)
-    return float(said)/ranks()
+    device = 'cuda' if dist.get_backend() == 'nccl' else 'cpu'
+    total = torch.tensor([value], dtype=torch.float64, device=device)
+    dist.all_reduce(total)
+    return float(total)/ranks()
 
 # %% ../../nbs/52_ranks.ipynb #27aa0006
 def bare(
     model: torch.nn.Module,  # as it is, or wrapped for several processes
 ) -> torch.nn.Module:
     "The model itself."
-    return model.module if isinstance(model, torch.nn.parallel.DistributedDataParallel) else model
+    wrapped = isinstance(model, torch.nn.parallel.DistributedDataParallel)
+    return model.module if wrapped else model
