@@ -20,7 +20,7 @@ from fastcore.basics import patch
 
 from .ranks import ranks, this_rank
 
-# %% ../../nbs/53_distributed.ipynb #83c85540
+# %% ../../nbs/53_distributed.ipynb #be7850c6
 def share_of(
     idxs: list[int],       # the order of an epoch
     bs: int,               # images a batch and process
@@ -58,7 +58,7 @@ class ShareOfBatches(DistributedDL):
     @rng.setter
     def rng(self, value: Any): self.dl.rng = value
 
-# %% ../../nbs/53_distributed.ipynb #73bffc80
+# %% ../../nbs/53_distributed.ipynb #595497ba
 def order_of_first(idxs: list[int]) -> list[int]:
     "The order that the first process has drawn."
     if not dist.is_initialized(): return idxs
@@ -66,11 +66,13 @@ def order_of_first(idxs: list[int]) -> list[int]:
     dist.broadcast(x, 0)
     return x.tolist()
 
+# %% ../../nbs/53_distributed.ipynb #ba35f6c2
 @patch
 def __len__(self: ShareOfBatches) -> int:
     together = self.bs*self.world_size
     return self.dl.n//together if self.drop_last else -(-self.dl.n//together)
 
+# %% ../../nbs/53_distributed.ipynb #5fe02ecf
 @patch
 def get_idxs(self: ShareOfBatches) -> list[int]:
     idxs = order_of_first(list(self.dl.get_idxs()))
@@ -81,7 +83,7 @@ def get_idxs(self: ShareOfBatches) -> list[int]:
 def to_detach(self: ShareOfBatches, b: Any, cpu: bool=True, gather: bool=True) -> Any:
     return self._to_detach(b, cpu, gather=False)
 
-# %% ../../nbs/53_distributed.ipynb #d31cf3e8
+# %% ../../nbs/53_distributed.ipynb #f841990f
 def total_over_ranks(x: torch.Tensor) -> torch.Tensor:
     "The sum over the processes."
     x = x.detach().clone()
@@ -94,7 +96,7 @@ def mean_over_ranks(x: torch.Tensor) -> torch.Tensor:
     dist.broadcast(first, 0)
     return first + total_over_ranks(x - first)/ranks()
 
-# %% ../../nbs/53_distributed.ipynb #a4b9d969
+# %% ../../nbs/53_distributed.ipynb #f31cddce
 class AddUp(Callback):
     "Figures and batch norms of all processes together; before the recorder reads them."
     order = 45
