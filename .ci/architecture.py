@@ -51,7 +51,7 @@ def needed(arrows: set[tuple[str, str]]) -> list[tuple[str, str]]:
 
 
 def picture() -> list[str]:
-    "The folders as a Mermaid flowchart, upper floors first."
+    "The folders as a Mermaid flowchart, the last chapter first."
     modules = chapters()
     folders, arrows = {}, set()
     for module, stem in modules.items():
@@ -60,18 +60,18 @@ def picture() -> list[str]:
         arrows |= {(folder_of(module), folder_of(m)) for m in imported(module, tree_of(module)) if '.' in m}
     arrows = {(a, b) for a, b in arrows if a != b}
     lines = ['```mermaid', 'flowchart TB']
-    for name, (tens, rooms) in reversed(folders.items()):
-        lines.append(f'  {name}["<b>{tens}x {name}</b><br/>{"<br/>".join(halves(rooms))}"]')
+    for name, (tens, names) in reversed(folders.items()):
+        lines.append(f'  {name}["<b>{tens}x {name}</b><br/>{"<br/>".join(halves(names))}"]')
     lines += [f'  {a} --> {b}' for a, b in needed(arrows)]
     return [*lines, '```']
 
 
-def halves(rooms: list[str]) -> list[str]:
+def halves(names: list[str]) -> list[str]:
     "Names in lines of about fifty letters."
     lines = ['']
-    for room in rooms:
-        if lines[-1] and len(lines[-1]) + len(room) > 48: lines.append('')
-        lines[-1] += (', ' if lines[-1] else '') + room
+    for name in names:
+        if lines[-1] and len(lines[-1]) + len(name) > 48: lines.append('')
+        lines[-1] += (', ' if lines[-1] else '') + name
     return lines
 
 
