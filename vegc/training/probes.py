@@ -7,7 +7,7 @@ __all__ = ['rows_of_epoch', 'ask_head', 'head_probabilities', 'logistic_probe', 
            'unlearned_features']
 
 # %% ../../nbs/57_probes.ipynb #222c08b9
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -41,7 +41,7 @@ def rows_of_epoch(
     frame = pd.DataFrame(dict(label=y, split='train', row=np.arange(len(y))))
     return oversampled(frame, seed).row.to_numpy()
 
-# %% ../../nbs/57_probes.ipynb #d7568182
+# %% ../../nbs/57_probes.ipynb #ec5ae4f8
 def _head_learner(x: np.ndarray, y: np.ndarray, head: nn.Module, *, balance: str | None, smoothing: float, bs: int,
                   wd: float, seed: int) -> Learner:
     "A learner of a head on features."
@@ -54,7 +54,7 @@ def _head_learner(x: np.ndarray, y: np.ndarray, head: nn.Module, *, balance: str
     learn.remove_cbs([ProgressCallback])
     return learn
 
-# %% ../../nbs/57_probes.ipynb #a4b6a7c5
+# %% ../../nbs/57_probes.ipynb #2628b6a6
 @torch.inference_mode()
 def ask_head(
     head: nn.Module,
@@ -123,7 +123,7 @@ def _classifier(x: np.ndarray, labels: np.ndarray, weight: np.ndarray, c: float)
     model = LogisticRegression(C=c, max_iter=200) if several else DummyClassifier()
     return model.fit(x, labels, sample_weight=weight)
 
-# %% ../../nbs/57_probes.ipynb #97cf5480
+# %% ../../nbs/57_probes.ipynb #202ad96b
 def _look(x: np.ndarray, labels: np.ndarray, fold: np.ndarray, weight: np.ndarray, c: float, bar: Any) -> np.ndarray:
     "Each fold by a model of the others; what has no label by the mean of all models."
     p, loose, folds = np.zeros((len(x), labels.max() + 1)), fold < 0, np.unique(fold[fold >= 0])
@@ -169,7 +169,7 @@ def first_of_chain(
         info = stage_info(data, info.start)
     return info
 
-# %% ../../nbs/57_probes.ipynb #901425ae
+# %% ../../nbs/57_probes.ipynb #ae951ae4
 def _frozen_part(data: DatasetLike, info: StageInfo) -> str | None:
     "The stage that holds the body as it was before any of it was unfrozen: the stage itself, or its first part."
     for name in (info.stage, f'{info.stage}-1'):
