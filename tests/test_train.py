@@ -55,8 +55,8 @@ def squares(tmp_path_factory):
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(pixels).save(path)
             part = 'train' if i < 40 else 'valid' if i < 50 else 'test'
-            run.add(dict(key=str(i), url=str(i), given_label=label, status='ok', path=f'images/{label}/{i}.png', split=part,
-                         sha256=sha256_hex(path.read_bytes())))
+            run.add(dict(key=str(i), url=str(i), given_label=label, status='ok', path=f'images/{label}/{i}.png',
+                         split=part, sha256=sha256_hex(path.read_bytes())))
     return ds
 
 
