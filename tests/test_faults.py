@@ -11,7 +11,7 @@ from fault_server import FaultServer, bomb, closed_port, jpeg, write_lists
 
 from vegc.core import DatasetError, UsageError, VegcWarning, sha256_hex
 from vegc.data.dataset import ImageDataset
-from vegc.acquire.fetch import FetchProblem, _Body, is_public
+from vegc.acquire.fetch import FetchProblem, Body, is_public
 from vegc.data.images import load_rgb
 from vegc.acquire.ingest import TooManyFailures, ingest
 
@@ -117,7 +117,7 @@ def test_reading_stops_at_the_cap(run):
 
 
 def test_a_bomb_is_not_unpacked_beyond_the_cap():
-    data, body = bomb(200), _Body('gzip', 2_000_000)
+    data, body = bomb(200), Body('gzip', 2_000_000)
     assert len(data) < 250_000
     tracemalloc.start()
     try:
@@ -197,7 +197,7 @@ def test_a_body_that_was_refused_is_let_go_without_the_garbage_collector(tmp_pat
         gc.disable()
         try:
             res = ingest(lists, tmp_path/'ds', subject='objects', allow_hosts='127.0.0.1', max_bytes=200_000, max_failures=1)
-            assert res.counts['failed'] == 8 and not [o for o in gc.get_objects() if isinstance(o, _Body)]
+            assert res.counts['failed'] == 8 and not [o for o in gc.get_objects() if isinstance(o, Body)]
         finally: gc.enable()
 
 
