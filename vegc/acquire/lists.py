@@ -22,6 +22,7 @@ import pandas as pd
 from fastcore.basics import patch
 
 from ..core import DatasetError, UsageError, class_key, sha256_hex, table_text
+from ..data.manifest import legal_label
 
 # %% ../../nbs/20_lists.ipynb #6db2d727
 # Columns of a CSV that go on into the manifest, and those that are for ATTRIBUTION.csv or for people.
@@ -145,7 +146,7 @@ def check_labels(
     "Raise `DatasetError` when a name cannot be a folder, or when two are one but for case or Unicode form."
     seen: dict[str, str] = {}
     for label in dict.fromkeys(labels):
-        if not label.strip() or re.search(r'[/\\\0]', label) or label.strip('.') == '':
+        if not legal_label(label):
             raise DatasetError(f'{label[:80]!r} cannot be a class name, because a folder is named after it; '
                                'rename its list, or what the column label says.')
         other = seen.setdefault(class_key(label), label)
