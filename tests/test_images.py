@@ -136,7 +136,7 @@ def test_shapes_are_refused_and_shape_comes_before_size():
 def test_bombs_are_refused_from_the_header_and_memory_stays_flat():
     small = png_bomb(30_000, 30_000)
     assert len(small) < 200_000
-    program = ('import resource, sys; from vegc.images import *\n'
+    program = ('import resource, sys; from vegc.data.images import ImageProblem, prepare\n'
                'data = sys.stdin.buffer.read(); peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n'
                'prepare(%r); before = peak()\n'
                'try: prepare(data)\n'
@@ -274,25 +274,25 @@ def pillow_resize(im, size): return im.resize(size, Image.Resampling.BICUBIC, re
 @pytest.mark.parametrize('size', [(500, 375), (375, 500), (160, 120), (97, 31), (31, 97), (799, 601), (1000, 800)], ids=str)
 def test_the_fast_change_of_size_gives_the_picture_that_pillow_gives(size, monkeypatch):
     fine = Image.fromarray(np.random.default_rng(0).integers(0, 255, (301, 400, 3), dtype='uint8')).resize((801, 603), Image.Resampling.BICUBIC)
-    fast, want = images._resize(fine, size), pillow_resize(fine, size)
+    fast, want = images.resized(fine, size), pillow_resize(fine, size)
     others = [far(fine.resize(size, r, reducing_gap=2.), want) for r in (Image.Resampling.BILINEAR, Image.Resampling.HAMMING, Image.Resampling.LANCZOS)]
-    assert images._FAST and fast.size == size and fast.mode == 'RGB'
+    assert images.FAST_RESIZE and fast.size == size and fast.mode == 'RGB'
     assert far(fast, want) <= .5 and far(fast, want) < min(others)/3
-    assert far(images._resize(fine, (1, 1)), pillow_resize(fine, (1, 1))) <= 1
-    monkeypatch.setattr(images, '_FAST', False)
-    assert images._resize(fine, size).tobytes() == want.tobytes()
+    assert far(images.resized(fine, (1, 1)), pillow_resize(fine, (1, 1))) <= 1
+    monkeypatch.setattr(images, 'FAST_RESIZE', False)
+    assert images.resized(fine, size).tobytes() == want.tobytes()
 
 
 def test_threads_change_sizes_at_the_same_time():
     ims = [photo(i, (640 + i, 480)) for i in range(16)]
-    want = [images._resize(im, (500, 375)).tobytes() for im in ims]
-    with ThreadPoolExecutor(4) as pool: assert list(pool.map(lambda im: images._resize(im, (500, 375)).tobytes(), ims*4)) == want*4
+    want = [images.resized(im, (500, 375)).tobytes() for im in ims]
+    with ThreadPoolExecutor(4) as pool: assert list(pool.map(lambda im: images.resized(im, (500, 375)).tobytes(), ims*4)) == want*4
 
 
 @pytest.mark.parametrize('setup', ["sys.modules['cykooz_resizer'] = None", "import PIL.Image; PIL.__version__ = '99.0.0'"])
 def test_pillow_shrinks_where_the_fast_library_is_missing_or_was_not_tried(setup, tmp_path):
     (tmp_path/'a.jpg').write_bytes(jpeg(2, (900, 700)))
-    code = f"import sys; {setup}; from vegc.data import images; assert not images._FAST; print(images.prepare(open(sys.argv[1], 'rb').read()).phash)"
+    code = f"import sys; {setup}; from vegc.data import images; assert not images.FAST_RESIZE; print(images.prepare(open(sys.argv[1], 'rb').read()).phash)"
     found = subprocess.run([sys.executable, '-c', code, tmp_path/'a.jpg'], capture_output=True, text=True, check=True).stdout.strip()
     assert (int(found, 16) ^ int(prepare(jpeg(2, (900, 700))).phash, 16)).bit_count() <= 6
 
@@ -329,5 +329,5 @@ def test_near_copies_hash_alike_and_others_do_not():
 
 
 def test_only_numpy_and_pillow_are_needed():
-    code = 'import sys, vegc.images; print(*sorted({m.split(".")[0] for m in sys.modules} & {"torch", "scipy", "pandas", "fastai", "aiohttp", "matplotlib", "tqdm"}))'
+    code = 'import sys, vegc.data.images; print(*sorted({m.split(".")[0] for m in sys.modules} & {"torch", "scipy", "pandas", "fastai", "aiohttp", "matplotlib", "tqdm"}))'
     assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout.strip() == ''
