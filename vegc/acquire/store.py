@@ -24,7 +24,7 @@ from ..data.folder import Gone, place
 from ..data.images import Prepared, prepare
 from ..data.optout import OptOut
 
-# %% ../../nbs/23_store.ipynb #23db0309
+# %% ../../nbs/23_store.ipynb #6622ae45
 class ImageStore:
     "The folder `images/` of a dataset."
     def __init__(self,
@@ -38,7 +38,7 @@ class ImageStore:
         if label not in self.folders: self.folders[label] = os.fspath(place(self.root, 'images', label))
         return self.folders[label]
 
-# %% ../../nbs/23_store.ipynb #78de4180
+# %% ../../nbs/23_store.ipynb #766dc827
 @patch
 def file(self: ImageStore,
     path: str,  # as in the manifest: images/<class>/<name>
@@ -49,7 +49,7 @@ def file(self: ImageStore,
         raise DatasetError(f'{path[:200]!r} is no place of an image in {self.root}.')
     return os.path.join(self.folder(label), name)
 
-# %% ../../nbs/23_store.ipynb #29f1c563
+# %% ../../nbs/23_store.ipynb #3d94aa1a
 def _is_there(file: str, size: int) -> bool:
     "Is it a file of its own, with so many bytes?"
     try: found = os.lstat(file)
@@ -62,7 +62,7 @@ def _new_file(path: str) -> BinaryIO:
     except FileNotFoundError: os.makedirs(os.path.dirname(path), exist_ok=True)
     return open(path, 'xb', buffering=512)
 
-# %% ../../nbs/23_store.ipynb #d98bb817
+# %% ../../nbs/23_store.ipynb #706d3525
 @patch
 def put(self: ImageStore,
     path: str,    # images/<class>/<name>
@@ -80,11 +80,23 @@ def put(self: ImageStore,
             with contextlib.suppress(FileNotFoundError): os.unlink(tmp)
             raise
 
-# %% ../../nbs/23_store.ipynb #eea8ec25
+# %% ../../nbs/23_store.ipynb #99aa13c3
 @patch
 def has(self: ImageStore, path: str) -> bool:
     "Does the image of a row of the manifest still lie there?"
     return os.path.exists(self.file(path))
+
+# %% ../../nbs/23_store.ipynb #b760aac7
+@patch
+def move_from(self: ImageStore,
+    other: ImageStore,  # on the same disk
+    path: str,          # images/<class>/<name>, here as there
+) -> None:
+    "Move an image that is still there into this dataset. Raises `DatasetError`."
+    source, target = other.file(path), self.file(path)
+    if not os.path.exists(source): return
+    os.makedirs(os.path.dirname(target), exist_ok=True)
+    os.replace(source, target)
 
 # %% ../../nbs/23_store.ipynb #a2ee62c1
 def sync() -> None:
@@ -101,14 +113,14 @@ def half_files(self: ImageStore,
         return file.exists() and sha256_hex(file.read_bytes())[:16] != file.stem
     return [path for path in sorted(set(paths)) if is_half(path)]
 
-# %% ../../nbs/23_store.ipynb #bf31c0f6
+# %% ../../nbs/23_store.ipynb #c53c3258
 @patch
 def class_folders(self: ImageStore) -> list[str]:
     "The folders that are there. Raises `DatasetError` for a link that leads out of the dataset."
     top = place(self.root, 'images')
     return [self.folder(name) for name in sorted(os.listdir(top)) if (top/name).is_dir()] if top.exists() else []
 
-# %% ../../nbs/23_store.ipynb #92a2d68e
+# %% ../../nbs/23_store.ipynb #45abbba2
 @patch
 def clear(self: ImageStore,
     half: Iterable[str]=(),  # as from `half_files`
@@ -136,7 +148,7 @@ class Limits:
 class OptedOut(VegcError):
     "Somebody asked that this image be left out."
 
-# %% ../../nbs/23_store.ipynb #dec63796
+# %% ../../nbs/23_store.ipynb #46c38baa
 def store(
     images: ImageStore,
     labels: list[str],  # under which the image is filed
@@ -159,7 +171,7 @@ def _of_the_answer(got: Fetched) -> dict:
     return dict(http_status=got.http_status, content_type=got.content_type, fetched_at=got.fetched_at, tool=tool(),
                 bytes=None if got.data is None else len(got.data), final_url='' if again else got.final_url)
 
-# %% ../../nbs/23_store.ipynb #6dc7e144
+# %% ../../nbs/23_store.ipynb #f7f5a752
 def _without_empty(row: dict) -> dict: return {k: v for k, v in row.items() if v not in (None, '', False)}
 
 def failed_row(
@@ -170,7 +182,7 @@ def failed_row(
     "The row of an answer that gave no image."
     return _without_empty(base | _of_the_answer(got) | dict(status='failed', error_message=problem))
 
-# %% ../../nbs/23_store.ipynb #cdd85118
+# %% ../../nbs/23_store.ipynb #b1313a54
 _ABOUT_SOMEBODY = ('creator', 'landing_url')
 
 def skipped_row(
@@ -184,12 +196,12 @@ def skipped_row(
     if on_request: base = {k: v for k, v in base.items() if k not in _ABOUT_SOMEBODY}
     return failed_row(base, got, problem) | dict(status='skipped')
 
-# %% ../../nbs/23_store.ipynb #51d99131
+# %% ../../nbs/23_store.ipynb #6c9b443c
 def row_without_image(base: dict, got: Fetched, problem: str) -> dict:
     "The row of an answer that gave no image, whoever is to blame."
     return (skipped_row if problem.startswith('opted_out') else failed_row)(base, got, problem)
 
-# %% ../../nbs/23_store.ipynb #87f17d91
+# %% ../../nbs/23_store.ipynb #bb0b9185
 _OF_THE_IMAGE = ('width', 'height', 'original_width', 'original_height', 'sha256', 'sha256_fetched', 'phash')
 
 def stored_row(
@@ -204,7 +216,7 @@ def stored_row(
     image = {k: getattr(prepared, k) for k in _OF_THE_IMAGE} | dict(bytes=len(prepared.data), path=path)
     return _without_empty(base | _of_the_answer(got) | image | dict(status='ok', flags=';'.join(flags)))
 
-# %% ../../nbs/23_store.ipynb #ed898d78
+# %% ../../nbs/23_store.ipynb #070ddc39
 _HASH = re.compile('[0-9a-f]{16}')
 
 def erase(
