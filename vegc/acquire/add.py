@@ -47,7 +47,7 @@ def below(cls: FoundImages, entries: list[dict], root: Path) -> FoundImages:
         return path.read_bytes()
     return cls(entries, read)
 
-# %% ../../nbs/27_add.ipynb #bd6fcf8a
+# %% ../../nbs/27_add.ipynb #93e7a13f
 def _visible_folders(root: Path) -> list[Path]:
     return sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith('.'))
 
@@ -61,7 +61,7 @@ def _split_folders(root: Path) -> dict[Path, str | None]:  # folder of class fol
     splits = {p: SPLIT_NAMES[p.name.lower()] for p in folders if p.name.lower() in SPLIT_NAMES}
     return splits if splits and len(splits) == len(folders) else {root: None}
 
-# %% ../../nbs/27_add.ipynb #ab3abf83
+# %% ../../nbs/27_add.ipynb #3fd8b9fe
 def images_in_folders(
     root: Path,       # a folder with a folder a class
 ) -> FoundImages:
@@ -86,7 +86,7 @@ def _table_of_images(path: Path) -> UrlList:
     raise DatasetError(f'{path} needs the columns path and label (or url and label), and rows; a plain list of web '
                        'addresses is for ingest.')
 
-# %% ../../nbs/27_add.ipynb #01015823
+# %% ../../nbs/27_add.ipynb #b8e7c4cd
 def images_in_table(
     path: Path,
 ) -> FoundImages | None:  # None: a list of web addresses
@@ -106,7 +106,7 @@ def _file_and_name(src: Path, name: str) -> tuple[Path, str]:  # name: '' where 
     elif name.endswith('.npz'): file, inner = name, ''
     return Path(file) if Path(file).exists() else src.parent/file, inner
 
-# %% ../../nbs/27_add.ipynb #a00a198f
+# %% ../../nbs/27_add.ipynb #37d03ecf
 def _read_arrays(file: Path, name: str) -> dict[str, np.ndarray]:
     "The array of that name, or all of them. Raises `DatasetError`."
     try:
@@ -114,7 +114,7 @@ def _read_arrays(file: Path, name: str) -> dict[str, np.ndarray]:
     except (ValueError, OSError, zipfile.BadZipFile, EOFError) as e:
         raise DatasetError(f'{file} cannot be read as arrays without pickle: {e}') from None
 
-# %% ../../nbs/27_add.ipynb #9f5c31d4
+# %% ../../nbs/27_add.ipynb #fdb066ea
 def pick_array(
     src: Path,
     name: str,                           # of an array, FILE.npz, or FILE.npz:NAME; empty: the only one that fits
@@ -131,7 +131,7 @@ def pick_array(
     which = 'several arrays' if fitting else 'no array'
     raise UsageError(f'{file} has {which} that could be the {what.strip("-")}; name one with {what}: {names}.')
 
-# %% ../../nbs/27_add.ipynb #8ce6a157
+# %% ../../nbs/27_add.ipynb #a9a92b85
 _NAME_COLUMNS = ('slug', 'name', 'label', 'class', 'char', 'character')
 
 def read_class_names(
@@ -159,7 +159,7 @@ def array_png(
     Image.fromarray(pixels).save(out, 'PNG')
     return out.getvalue()
 
-# %% ../../nbs/27_add.ipynb #b51550db
+# %% ../../nbs/27_add.ipynb #308958c1
 @dataclass(frozen=True)
 class ArrayNames:
     "Which arrays are meant; the keywords of `add`."
@@ -168,7 +168,7 @@ class ArrayNames:
     class_map: str | os.PathLike | None = None
     split: str | None = None
 
-# %% ../../nbs/27_add.ipynb #3088afae
+# %% ../../nbs/27_add.ipynb #f1f8122f
 def _images_and_labels(src: Path, names: ArrayNames) -> tuple[np.ndarray, list[str]]:  # [n, h, w(, c)], [n]
     "The two arrays. Raises `UsageError`, `DatasetError`."
     x = pick_array(src, names.images, '--images', lambda a: a.ndim in (3, 4))
@@ -180,7 +180,7 @@ def _images_and_labels(src: Path, names: ArrayNames) -> tuple[np.ndarray, list[s
     if x.dtype.kind == 'f' and np.nanmax(x, initial=0) > 1: x = np.clip(x, 0, 255).astype('uint8')
     return x, [str(v) for v in y.tolist()]
 
-# %% ../../nbs/27_add.ipynb #b4b200fe
+# %% ../../nbs/27_add.ipynb #fd5d3780
 def _named(labels: list[str], class_map: str | os.PathLike | None) -> list[str]:
     "Labels by the names that a class map gives them. Raises `DatasetError`."
     names = read_class_names(class_map) if class_map else {}
@@ -188,14 +188,14 @@ def _named(labels: list[str], class_map: str | os.PathLike | None) -> list[str]:
         raise DatasetError(f'{class_map} has no name for the label {missing[0]}.')
     return [names.get(v, v) for v in labels]
 
-# %% ../../nbs/27_add.ipynb #68de3876
+# %% ../../nbs/27_add.ipynb #c34f87e9
 def _splits(src: Path, split: str | None, n: int) -> list[str | None]:
     "The split of each of `n` images: one for all, or an array of words."
     if split in (None, *SPLIT_NAMES): words = [split]*n
     else: words = [str(v) for v in pick_array(src, split, '--split', lambda a: False).tolist()]
     return [SPLIT_NAMES.get((w or '').lower()) for w in words]
 
-# %% ../../nbs/27_add.ipynb #ccfbfbf1
+# %% ../../nbs/27_add.ipynb #2e98ac19
 def images_in_arrays(
     src: Path,           # an .npz
     names: ArrayNames,
@@ -212,7 +212,7 @@ def _hash(found: FoundImages, url: str) -> str:
     try: return sha256_hex(found.read(url))
     except OSError: return 'unreadable'
 
-# %% ../../nbs/27_add.ipynb #0f88867b
+# %% ../../nbs/27_add.ipynb #27c515d9
 def _key_of(found: FoundImages, entry: dict, known: dict[str, Known], used: set[str]) -> str:
     "The first key that is free, or whose row has these bytes, or failed: then this file is tried in its place."
     sha = None
@@ -224,7 +224,7 @@ def _key_of(found: FoundImages, entry: dict, known: dict[str, Known], used: set[
         sha = sha or _hash(found, entry['url'])
         if old.sha256_fetched == sha: return key
 
-# %% ../../nbs/27_add.ipynb #41c832e8
+# %% ../../nbs/27_add.ipynb #b377975a
 def keyed_files(
     found: FoundImages,
     known: dict[str, Known],  # rows of earlier runs, by key
@@ -237,14 +237,14 @@ def keyed_files(
         rows.append({'key': key} | entry)
     return pd.DataFrame(rows)
 
-# %% ../../nbs/27_add.ipynb #566ff361
+# %% ../../nbs/27_add.ipynb #66a70004
 def _answer(found: FoundImages, url: str) -> Fetched:
     "A file as an answer."
     try: return Fetched(url, found.read(url))
     except FileNotFoundError: return Fetched(url, code='no_file', detail='there is no such file')
     except OSError as e: return Fetched(url, code='unreadable', detail=str(e))
 
-# %% ../../nbs/27_add.ipynb #f05de936
+# %% ../../nbs/27_add.ipynb #33fd393a
 async def _read_many(found: FoundImages, urls: Iterable[str], handle: Callable[[Fetched], Awaitable]) -> None:
     "Hand over files, a few at a time. Raises what `handle` raises."
     rest = iter(urls)
@@ -255,7 +255,7 @@ async def _read_many(found: FoundImages, urls: Iterable[str], handle: Callable[[
             for _ in range(2*(os.cpu_count() or 2)): group.create_task(worker())
     except* Exception as e: raise e.exceptions[0] from None
 
-# %% ../../nbs/27_add.ipynb #3a89e7b7
+# %% ../../nbs/27_add.ipynb #f8c4f600
 class LocalFiles(Source):
     "Files on this machine."
     reuses = False  # one path may hold another image by now
@@ -266,7 +266,7 @@ class LocalFiles(Source):
     async def send(self, urls: list[str], work: Work) -> None: await _read_many(self.found, urls, work.handle)
     def words(self) -> Iterable[dict]: return self.found.entries
 
-# %% ../../nbs/27_add.ipynb #f0d3310f
+# %% ../../nbs/27_add.ipynb #c75a1b5d
 def find_images(
     src: Path,             # a folder, a CSV or an .npz
     names: ArrayNames,
@@ -293,7 +293,7 @@ def add(
     images: str='',                             # of an .npz: the array of images [n, h, w(, c)]; empty: the only one
     labels: str='',                             # of an .npz: the array of labels [n], another .npz, or FILE.npz:NAME
     class_map: str | os.PathLike | None=None,   # a CSV of number and name for the labels of an .npz
-    split: str | None=None,                     # train, valid or test for what says nothing itself; of an .npz also an array
+    split: str | None=None,                     # train, valid, test for what says nothing itself; of an .npz also an array
     min_side: int=16,                           # refuse smaller ones, pixels
     allow_hosts: str | tuple=(),                # for a CSV of URLs: hosts that may have a private address
 ) -> IngestResult:

@@ -40,7 +40,7 @@ from ..data.images import ImageProblem
 from ..data.manifest import MANIFEST_COLUMNS, read_row_journal
 from ..data.optout import OptOut, read_optout
 
-# %% ../../nbs/26_ingest.ipynb #d7fea954
+# %% ../../nbs/26_ingest.ipynb #a1ff4b93
 class Wanted:
     "Rows that are to be filled, by URL."
     def __init__(self,
@@ -56,14 +56,14 @@ class Wanted:
     def __len__(self) -> int: return sum(map(len, self.by_url.values()))
     def __iter__(self) -> Iterator[str]: return iter(list(self.by_url))
 
-# %% ../../nbs/26_ingest.ipynb #daf1e697
+# %% ../../nbs/26_ingest.ipynb #26cc0ad7
 @patch
 def of(self: Wanted, url: str) -> list[dict]:
     "What the lists know of the rows with this URL, without empty cells."
     rows = self.by_url.get(url, ())
     return [{k: v for k, v in zip(self.columns, row, strict=True) if not pd.isna(v)} for row in rows]
 
-# %% ../../nbs/26_ingest.ipynb #1f3f2105
+# %% ../../nbs/26_ingest.ipynb #7d49e300
 @patch
 def pop(self: Wanted, url: str) -> list[dict]:
     "The same, and no longer wanted."
@@ -71,7 +71,7 @@ def pop(self: Wanted, url: str) -> list[dict]:
     self.by_url.pop(url, None)
     return res
 
-# %% ../../nbs/26_ingest.ipynb #7b2a3b13
+# %% ../../nbs/26_ingest.ipynb #b69e50d4
 @patch
 def drop(self: Wanted, keys: set[str]) -> None:
     "These rows are no longer wanted."
@@ -94,7 +94,7 @@ def asks_again(
     if why.startswith(('X-Robots-Tag', 'tdm')): return opts.ignore_optout_headers
     return retry_failed and why.startswith('optout.txt')
 
-# %% ../../nbs/26_ingest.ipynb #ea1a1ad4
+# %% ../../nbs/26_ingest.ipynb #75eb67fb
 class _Apart:
     "A coroutine in a thread of its own."
     def __init__(self, main: Callable[[], Awaitable]):
@@ -125,7 +125,7 @@ def stop(self: _Apart) -> None:
         self.loop.call_soon_threadsafe(self.task.cancel)
     self.done.wait()
 
-# %% ../../nbs/26_ingest.ipynb #28b68076
+# %% ../../nbs/26_ingest.ipynb #56cd2cc8
 def run_in_thread(
     main: Callable[[], Awaitable],  # makes the coroutine
     tick: Callable[[], None],       # called a few times a second
@@ -140,7 +140,7 @@ def run_in_thread(
         raise
     if apart.error: raise apart.error
 
-# %% ../../nbs/26_ingest.ipynb #abcfd5c4
+# %% ../../nbs/26_ingest.ipynb #b080c21f
 class Source(ABC):
     "Where images come from."
     reuses = True  # may an image serve other labels of its URL, without being sent again?
@@ -181,7 +181,7 @@ class Work:
         old = self.run.known.get(key)
         return {k: getattr(old, k) for k in ('split', 'duplicate_group') if old and getattr(old, k)}
 
-# %% ../../nbs/26_ingest.ipynb #ed52ffa0
+# %% ../../nbs/26_ingest.ipynb #97ef34d6
 @patch
 def keep(self: Work, got: Fetched, bases: list[dict]) -> None:
     "Store an image and record its rows, or why there is none. Raises `DiskFullError`, `DatasetError`."
@@ -192,7 +192,7 @@ def keep(self: Work, got: Fetched, bases: list[dict]) -> None:
     else: rows = [stored_row(b, got, prepared, paths[b['given_label']]) for b in bases]
     self.record(rows)
 
-# %% ../../nbs/26_ingest.ipynb #74c6fb2a
+# %% ../../nbs/26_ingest.ipynb #dbf8babd
 @patch
 async def handle(self: Work, got: Fetched) -> None:
     "Record every row that wanted this URL. Raises `DiskFullError`, `DatasetError`."
@@ -205,7 +205,7 @@ async def handle(self: Work, got: Fetched) -> None:
     else: await asyncio.get_running_loop().run_in_executor(self.pool, self.keep, got, bases)
     self.rows_done += len(bases)
 
-# %% ../../nbs/26_ingest.ipynb #dddc4646
+# %% ../../nbs/26_ingest.ipynb #d20e1e94
 @patch
 def leave_out(self: Work) -> None:
     "Record the rows whose URL is opted out."
@@ -214,14 +214,14 @@ def leave_out(self: Work) -> None:
         rows = [skipped_row(b, Fetched(url), f'opted_out: {why}', on_request=True) for b in self.wanted.pop(url)]
         self.record(rows)
 
-# %% ../../nbs/26_ingest.ipynb #a64a04ce
+# %% ../../nbs/26_ingest.ipynb #c617bc6e
 def _reusable(df: pd.DataFrame, wanted: Wanted) -> list[dict]:
     "What the manifest says of wanted URLs that have an image already, a row a URL."
     good = df[df.path.notna() & df.url.isin(wanted.by_url.keys())].drop_duplicates('url')
     good = good.drop(columns=[*EXTRA_COLUMNS, 'split', 'duplicate_group', 'error_message'])  # those are of one row
     return [{k: v for k, v in row.items() if not pd.isna(v)} for row in good.to_dict('records')]
 
-# %% ../../nbs/26_ingest.ipynb #e595fd01
+# %% ../../nbs/26_ingest.ipynb #09ebb531
 @patch
 def reuse(self: Work,
     df: pd.DataFrame,  # the manifest
@@ -237,7 +237,7 @@ def reuse(self: Work,
             served += 1
     return served
 
-# %% ../../nbs/26_ingest.ipynb #a924b738
+# %% ../../nbs/26_ingest.ipynb #caac5f41
 def robots_counts(
     hosts: list[dict],  # host (or how many hosts), urls, closed, delay
 ) -> dict:              # hosts, urls, closed, share
@@ -246,7 +246,7 @@ def robots_counts(
     share = round(closed/max(1, urls), 4)
     return dict(hosts=sum(h.get('hosts', 1) for h in hosts), urls=urls, closed=closed, share=share)
 
-# %% ../../nbs/26_ingest.ipynb #40eed77d
+# %% ../../nbs/26_ingest.ipynb #cde19442
 def _sentence_on_closed(hosts: list[dict]) -> str:
     "What was asked and what it closes."
     total, named = robots_counts(hosts), [h for h in hosts[:3] if h['closed'] and 'host' in h]
@@ -258,7 +258,7 @@ def _sentence_on_closed(hosts: list[dict]) -> str:
     then = f'{said} They are skipped as opted_out, or failed where a host could not be reached'
     return f'{then}: {names}.' if names else f'{then}.'
 
-# %% ../../nbs/26_ingest.ipynb #5c9e038a
+# %% ../../nbs/26_ingest.ipynb #53e6e3af
 def _sentence_on_delay(hosts: list[dict]) -> str:  # '' where no host asks for one
     "How long the slowest host will take, where its rules ask for a delay."
     slow = [h for h in hosts if h.get('delay') and h['urls'] > h['closed']]
@@ -268,7 +268,7 @@ def _sentence_on_delay(hosts: list[dict]) -> str:  # '' where no host asks for o
     return (f'{last["host"]} wants {last["delay"]:g} s from one request to the next (Crawl-delay): '
             f'{minutes:,.0f} minutes for its URLs.')
 
-# %% ../../nbs/26_ingest.ipynb #e2e57e60
+# %% ../../nbs/26_ingest.ipynb #d895533a
 @patch
 def heard(self: Work,
     hosts: list[dict],  # as for `robots_counts`
@@ -298,7 +298,7 @@ class IngestResult:
         return dict(dataset=str(self.dataset.path), **self.counts, failed_share=round(self.failed_share, 6),
                     reasons=self.reasons, classes=self.table.to_dict('records'), robots=self.robots)
 
-# %% ../../nbs/26_ingest.ipynb #f63a5b52
+# %% ../../nbs/26_ingest.ipynb #0221f1b9
 @patch
 def __str__(self: IngestResult) -> str:
     by_status = ', '.join(f'{self.counts[s]} {s}' for s in ('ok', 'review', 'skipped', 'failed'))
@@ -306,7 +306,7 @@ def __str__(self: IngestResult) -> str:
     if not self.reasons: return head
     return head + '\n\n' + table_text([r | {'example': r['example'][:80]} for r in self.reasons])
 
-# %% ../../nbs/26_ingest.ipynb #d28d64e0
+# %% ../../nbs/26_ingest.ipynb #f7f80765
 class TooManyFailures(VegcError):
     "More rows failed than `max_failures` allows; everything is kept. `result` is the IngestResult."
     def __init__(self, result: IngestResult, limit: float):
@@ -324,7 +324,7 @@ def _reasons(bad: pd.DataFrame) -> list[dict]:  # reason, count, example; the mo
     by_count = sorted(code.value_counts().items(), key=lambda kv: (-kv[1], kv[0]))
     return [dict(reason=k, count=int(n), example=example[k][:200]) for k, n in by_count]
 
-# %% ../../nbs/26_ingest.ipynb #aade77d8
+# %% ../../nbs/26_ingest.ipynb #ae249954
 def _by_class(df: pd.DataFrame) -> pd.DataFrame:
     "Rows by class and status."
     table = pd.crosstab(df.given_label.astype(object).rename('class'), df.status.astype(object))
@@ -332,7 +332,7 @@ def _by_class(df: pd.DataFrame) -> pd.DataFrame:
     table.insert(0, 'rows', table.sum(axis=1))
     return table.reset_index()
 
-# %% ../../nbs/26_ingest.ipynb #fd0fc173
+# %% ../../nbs/26_ingest.ipynb #7274b50b
 def ingest_result(
     dataset: ImageDataset,
     df: pd.DataFrame,  # rows of its manifest: url, given_label, status, error_message, path
@@ -345,16 +345,16 @@ def ingest_result(
                   images=int(df.path[df.status == 'ok'].nunique()), **more)
     return IngestResult(dataset, counts, _reasons(df[df.status != 'ok']), _by_class(df), robots)
 
-# %% ../../nbs/26_ingest.ipynb #07c9b62f
+# %% ../../nbs/26_ingest.ipynb #669a006a
 def _warn_of_classes(df: pd.DataFrame) -> None:
     "One sentence for classes without an image, one for classes with a single one."
     images = df.groupby('given_label').path.nunique()
     for n, what in ((0, 'no picture at all: every URL or file of theirs failed'),
                     (1, 'a single picture, too few to train and to test on')):
         if named := sorted(images.index[images == n]):
-            warn(f'{"Class" if len(named) == 1 else "Classes"} with {what}: {", ".join(named)}.', 5)
+            warn(f'{"Class" if len(named) == 1 else "Classes"} with {what}: {", ".join(named)}.', 6)
 
-# %% ../../nbs/26_ingest.ipynb #f51e53bb
+# %% ../../nbs/26_ingest.ipynb #252943e6
 def _half_files(dataset: ImageDataset, images: ImageStore) -> list[str]:
     "Files that a run which did not end says it wrote, and that are not whole."
     journal = read_row_journal(place(dataset.path, 'journal.jsonl'), ['path'])
@@ -365,7 +365,7 @@ def _forget_what_is_out(dataset: ImageDataset) -> None:
     gone = forget(dataset)
     if gone.rows: warn(f'optout.txt: {gone}', 5)
 
-# %% ../../nbs/26_ingest.ipynb #3f4e14e8
+# %% ../../nbs/26_ingest.ipynb #99a04647
 def _open_work(
     source: Source,
     images: ImageStore,
@@ -391,7 +391,7 @@ def _drive(source: Source, work: Work) -> None:
             bar.update(work.rows_done - bar.n)
         run_in_thread(lambda: source.send(urls, work), tick)
 
-# %% ../../nbs/26_ingest.ipynb #af3a4a95
+# %% ../../nbs/26_ingest.ipynb #37ceab5b
 def _bring(dataset: ImageDataset, source: Source, work: Work) -> dict:  # requested (URLs), reused (rows)
     "Fill what is open: from the user's wishes, from what is there, from the source."
     work.leave_out()
@@ -400,7 +400,7 @@ def _bring(dataset: ImageDataset, source: Source, work: Work) -> dict:  # reques
     _drive(source, work)
     return dict(requested=requested, reused=reused)
 
-# %% ../../nbs/26_ingest.ipynb #25191c45
+# %% ../../nbs/26_ingest.ipynb #fa867a2c
 def _finish(dataset: ImageDataset, work: Work, keys: pd.Series, something_done: bool) -> None:
     "Stop decoding and make the manifest."
     work.pool.shutdown(wait=True, cancel_futures=True)
@@ -408,7 +408,7 @@ def _finish(dataset: ImageDataset, work: Work, keys: pd.Series, something_done: 
     work.run.known.clear()  # room for the table
     work.run.final = settle(dataset.table(last=keys), dataset.config.on_conflict)
 
-# %% ../../nbs/26_ingest.ipynb #ffe5b305
+# %% ../../nbs/26_ingest.ipynb #4bf14c2d
 @contextlib.contextmanager
 def plain_memory():
     "Arrow's memory comes from the system for a while."
@@ -443,14 +443,14 @@ def fill(
     write_attribution(dataset, chain(_listed_words(dataset), source.words()))
     return _judged(ingest_result(dataset, found, work.robots, **counts, kept=len(keys) - n), found, max_failures)
 
-# %% ../../nbs/26_ingest.ipynb #cede37c2
+# %% ../../nbs/26_ingest.ipynb #dcc1eb51
 def _judged(res: IngestResult, found: pd.DataFrame, max_failures: float) -> IngestResult:
     "The same, with a warning of empty classes. Raises `TooManyFailures`."
     _warn_of_classes(found)
     if res.failed_share > max_failures: raise TooManyFailures(res, max_failures)
     return res
 
-# %% ../../nbs/26_ingest.ipynb #8601d508
+# %% ../../nbs/26_ingest.ipynb #e6593379
 def _list_copies(root: str | os.PathLike) -> list[Path]:
     "The lists in a dataset's `urls/`."
     return [place(root, 'urls', p.name) for p in sorted(place(root, 'urls').glob('*.csv'))]
@@ -474,11 +474,11 @@ def open_dataset(
         save_config(ds.path, ds.config)
     return ds
 
-# %% ../../nbs/26_ingest.ipynb #33a540e8
+# %% ../../nbs/26_ingest.ipynb #4d8081b7
 def _first_five(names: list[str]) -> str:
     return ', '.join(names[:5]) + (f' and {len(names) - 5} more' if len(names) > 5 else '')
 
-# %% ../../nbs/26_ingest.ipynb #63aa848b
+# %% ../../nbs/26_ingest.ipynb #58c7e559
 def check_same_dataset(
     path: str | os.PathLike,
     labels: list[str],  # of the lists, sorted
@@ -506,12 +506,12 @@ def copy_lists(
             write_atomic(place(root, 'urls', 'replaced', f'{target.stem}-{sha256_hex(old)[:8]}.csv'), old)
         write_atomic(target, data)
 
-# %% ../../nbs/26_ingest.ipynb #3de207ef
+# %% ../../nbs/26_ingest.ipynb #3358d48f
 def erase(root: str | os.PathLike, gone: Gone) -> list[Path]:
     "Lists are a person's own words, and say nothing of an image but its URL: they stay as they are."
     return []
 
-# %% ../../nbs/26_ingest.ipynb #8979ace2
+# %% ../../nbs/26_ingest.ipynb #f9f02d51
 class WebLists(Source):
     "What lists of URLs name, fetched from where it is."
     def __init__(self, listed: pd.DataFrame, images: ImageStore, retry_failed: bool, opts: FetchOptions):
@@ -529,7 +529,7 @@ class WebLists(Source):
     async def send(self, urls: list[str], work: Work) -> None:
         await fetch_many(urls, work.handle, self.opts, work.heard)
 
-# %% ../../nbs/26_ingest.ipynb #2441dceb
+# %% ../../nbs/26_ingest.ipynb #84ea9ce2
 def host_names(
     hosts: str | Iterable[str],  # a string is split at commas
 ) -> tuple[str, ...]:
@@ -537,7 +537,7 @@ def host_names(
     if isinstance(hosts, str): hosts = hosts.split(',')
     return tuple(h.strip() for h in hosts if h.strip())
 
-# %% ../../nbs/26_ingest.ipynb #3b445c92
+# %% ../../nbs/26_ingest.ipynb #faedf9ab
 @dataclass(frozen=True)
 class IngestOptions:
     "The keywords of `ingest`; what they mean stands there."
@@ -561,7 +561,7 @@ class IngestOptions:
     ignore_optout_headers: bool = False
     user_agent: str = ''
 
-# %% ../../nbs/26_ingest.ipynb #992be351
+# %% ../../nbs/26_ingest.ipynb #b694a099
 _OF_A_REQUEST = ('allow_files', 'max_bytes', 'deadline', 'tries', 'per_host', 'concurrency', 'ignore_robots',
                  'ignore_optout_headers', 'user_agent')
 
@@ -570,13 +570,13 @@ def fetch(self: IngestOptions) -> FetchOptions:
     "How to ask. Raises `UsageError` for impossible numbers."
     return FetchOptions(allow_hosts=host_names(self.allow_hosts), **{k: getattr(self, k) for k in _OF_A_REQUEST})
 
-# %% ../../nbs/26_ingest.ipynb #9edd2d01
+# %% ../../nbs/26_ingest.ipynb #909d90ee
 @patch(as_prop=True)
 def limits(self: IngestOptions) -> Limits:
     "What an image must be. Raises `UsageError` for impossible numbers."
     return Limits(500 if self.max_size is None else self.max_size, self.max_pixels, self.min_side, self.max_aspect)
 
-# %% ../../nbs/26_ingest.ipynb #214bc468
+# %% ../../nbs/26_ingest.ipynb #c5bec58d
 @plain_memory()
 def ingest_lists(
     lists: str | os.PathLike | list,
@@ -628,7 +628,7 @@ def ingest(
         min_side=min_side, max_aspect=max_aspect, max_failures=max_failures, ignore_robots=ignore_robots,
         ignore_optout_headers=ignore_optout_headers, user_agent=user_agent))
 
-# %% ../../nbs/26_ingest.ipynb #c632829c
+# %% ../../nbs/26_ingest.ipynb #31e49809
 def ask_robots(
     p: ListPlan,
     *,

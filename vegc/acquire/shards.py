@@ -38,7 +38,7 @@ def shard_of(
     home = f'{parts.scheme}://{parts.netloc}'.lower() if parts.netloc else url
     return int.from_bytes(sha256(home.encode('utf-8', 'surrogatepass')).digest()[:8]) % shards
 
-# %% ../../nbs/29_shards.ipynb #6a2d70be
+# %% ../../nbs/29_shards.ipynb #fb041057
 def deal(
     wanted: Wanted,
     shards: int,
@@ -64,7 +64,7 @@ def write_shard(
     write_atomic(place(folder, 'rows.csv'), table[['url', *(c for c in table if c != 'url')]].to_csv(index=False))
     return folder
 
-# %% ../../nbs/29_shards.ipynb #0947bf4f
+# %% ../../nbs/29_shards.ipynb #6c65c1cf
 def fill_shard(
     folder: str,
     keywords: dict,  # of `ingest`, about requests and images
@@ -86,18 +86,19 @@ def _take_row(work: Work, images: ImageStore, row: dict) -> bool:  # was it want
     work.rows_done += 1
     return True
 
+# %% ../../nbs/29_shards.ipynb #3b94b17a
 def take_over(
     work: Work,    # of the whole
     folder: Path,  # of a shard
 ) -> None:
     "Move a shard's images and rows into the dataset that `work` fills, and remove the shard. Raises `DatasetError`."
     if (folder/'dataset.toml').exists():
-        rows = [{k: v for k, v in row.items() if not pd.isna(v)} for row in ImageDataset(folder).table().to_dict('records')]
-        images = ImageStore(folder)
+        table, images = ImageDataset(folder).table(), ImageStore(folder)
+        rows = [{k: v for k, v in row.items() if not pd.isna(v)} for row in table.to_dict('records')]
         work.wanted.drop({row['key'] for row in rows if _take_row(work, images, row)})
     shutil.rmtree(folder)
 
-# %% ../../nbs/29_shards.ipynb #e9280752
+# %% ../../nbs/29_shards.ipynb #6066f624
 def shard_folders(
     root: str | os.PathLike,  # a dataset's folder
 ) -> list[Path]:
@@ -129,7 +130,7 @@ def _four_a_processor() -> int:
     import ray
     return 4*max(1, int(ray.cluster_resources().get('CPU', 1)))
 
-# %% ../../nbs/29_shards.ipynb #cddbfe17
+# %% ../../nbs/29_shards.ipynb #9e05ebc4
 async def _run_tasks(work: Work, folders: list[Path], keywords: dict) -> None:
     "Have every shard filled, and take each over when it is."
     import ray
@@ -145,7 +146,7 @@ async def _run_tasks(work: Work, folders: list[Path], keywords: dict) -> None:
         for one in running: ray.cancel(one, force=True)  # stopped: their journals stay
     work.heard([robots for robots in heard if robots])
 
-# %% ../../nbs/29_shards.ipynb #64a7febe
+# %% ../../nbs/29_shards.ipynb #cccdc5c7
 _ABOUT_THE_WHOLE = ('max_per_class', 'max_size', 'subject', 'on_conflict', 'retry_failed', 'max_failures')
 
 def _options(keywords: dict) -> IngestOptions:
@@ -164,13 +165,14 @@ def ingest_on_ray(
     dataset: str | os.PathLike | ImageDataset,  # in a folder that all machines see under the same path
     *,
     shards: int | None=None,                    # how many; None: four for each processor of the cluster
-    address: str='',                            # of a running cluster, or auto; empty: the one in use, or one on this machine
+    address: str='',                            # of a running cluster, or auto; empty: the one in use, or a new one here
     **keywords,                                 # as for `ingest`; per_host for each host, concurrency for each shard
 ) -> IngestResult:
     "`ingest` dealt to a Ray cluster; the manifest is the same. Raises `VegcError`s; `UsageError` without Ray."
     try: import ray
     except ImportError:
-        raise UsageError("Ray is not installed; pip install 'vegc[ray]' adds it, on every machine of the cluster.") from None
+        raise UsageError("Ray is not installed; pip install 'vegc[ray]' adds it, on every machine of the "
+                         'cluster.') from None
     options = _options(keywords)
     if shards is not None and shards < 1: raise UsageError(f'shards must be at least 1, not {shards}.')
     ours = not ray.is_initialized()
