@@ -19,10 +19,9 @@ from vegc.data.dataset import ImageDataset
 from vegc.features.features import cached_features
 from vegc.acquire.add import add
 from vegc.acquire.ingest import ingest
-from vegc.splits.copies import duplicates
 from vegc.features.backbones import WeightsError
-from vegc.splits.copies import duplicate_pairs, find_groups
-from vegc.splits.deal import SPLITS, _integer_program, assign_splits, deal
+from vegc.splits.copies import SPLITS, duplicate_pairs, duplicates, find_groups
+from vegc.splits.deal import _integer_program, assign_splits, deal
 from vegc.splits.folds import folds, group_folds
 from vegc.splits.split import split, split_counts, split_log
 
@@ -82,7 +81,7 @@ def test_without_a_body_hashes_alone_do_and_say_so(planted, tmp_path, monkeypatc
     for part in ('images', 'manifest.parquet'): (bare.path / part).symlink_to(planted.path / part)
 
     def no_body(*_, **__): raise WeightsError('no weights')
-    monkeypatch.setattr('vegc.splits.copies.cached_features', no_body)
+    monkeypatch.setattr('vegc.splits.copies.offline_features', no_body)
     with pytest.warns(VegcWarning, match=r'hash only, which misses crops.*vegc\[offline\]'): pairs = duplicate_pairs(bare, bare.images)
     numbers = bare.images.assign(number=lambda t: t.url.str.extract(r'/(\d+)')[0])
     found = numbers.number.to_numpy()[pairs.a] == numbers.number.to_numpy()[pairs.b]
@@ -394,7 +393,7 @@ def table(tmp_path, rows, **config):
 @pytest.fixture
 def hashed(monkeypatch):
     "Hashes are enough for these."
-    monkeypatch.setattr('vegc.splits.copies._features_of', lambda *_: None)
+    monkeypatch.setattr('vegc.splits.copies.features_if_any', lambda *_: None)
 
 
 def test_given_splits_are_kept_or_merged(tmp_path, hashed):

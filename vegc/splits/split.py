@@ -6,6 +6,7 @@
 __all__ = ['SplitCounts', 'split', 'split_log', 'split_counts']
 
 # %% ../../nbs/45_split.ipynb #f8152d22
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
 
@@ -15,8 +16,8 @@ import pandas as pd
 from ..core import DatasetError, UsageError, table_text, utc_now, warn
 from ..data.dataset import ImageDataset
 from ..data.folder import Journal, read_jsonl
-from .copies import find_groups
-from .deal import SPLITS, assign_splits
+from .copies import SPLITS, find_groups
+from .deal import assign_splits
 
 # %% ../../nbs/45_split.ipynb #78e48cd3
 @dataclass
@@ -48,6 +49,7 @@ def split(
     group_by: str | None=None,   # host, creator or query: keep what shares it together
     given: str='keep',           # splits that the data came with: keep, or merge to deal all of it anew
     reassign: bool=False,        # forget all splits first; old stages will refuse to work on the new ones
+    features_of: Callable[[list[str]], np.ndarray] | None=None,  # what duplicates are looked for with: paths to features; None: `offline_features`
 ) -> SplitCounts:
     "Assign splits to the pictures that have none, and note it in `splits.jsonl`. Raises `UsageError`, `DatasetError`, `LockedError`."
     dataset = ImageDataset(dataset)
@@ -60,7 +62,7 @@ def split(
     n_open, seed = int(images.split.isna().sum()), dataset.config.seed if seed is None else seed
     if n_open:
         source, shares = _given_splits(dataset, images, given, shares)
-        new = assign_splits(images.assign(source_split=source), find_groups(dataset, images, group_by), shares, seed)
+        new = assign_splits(images.assign(source_split=source), find_groups(dataset, images, group_by, features_of=features_of), shares, seed)
         dataset.update(new, ['split', 'duplicate_group'])
         _note(dataset, before, images.assign(source_split=source), new, dict(shares=shares.round(6).tolist(), seed=seed, group_by=group_by, given=given, reassign=reassign))
     elif group_by or given == 'merge': warn('Every picture has a split already, so nothing was dealt; with reassign (--reassign) all of them are dealt anew.')
