@@ -7,10 +7,10 @@ __all__ = ['OFFLINE_ARCH', 'OFFLINE_SIZE', 'best_device', 'pooled', 'FeatureFile
            'image_hashes', 'offline_features', 'erase']
 
 # %% ../../nbs/32_features.ipynb #71237f1f
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -20,7 +20,8 @@ from safetensors.numpy import save_file
 from torch import nn
 
 from ..core import DatasetError, progress, replacing, reuse_memory
-from ..data.dataset import ImageDataset
+from ..data.dataset import DatasetLike, Snapshot, snapshot
+from ..data.folder import Gone, place
 from .backbones import bf16_helps, fold_batchnorm, image_body, weights_hash
 from .pixels import as_size, pixel_batches
 
@@ -62,7 +63,7 @@ class FeatureFile:
 def _bad_file(path: Path, why: object) -> DatasetError:
     return DatasetError(f'{path} is damaged ({why}); move it away and run again, features can always be computed again.')
 
-# %% ../../nbs/32_features.ipynb #a143177a
+# %% ../../nbs/32_features.ipynb #2907bc63
 @patch
 def write(self: FeatureFile) -> None:
     "Store it in one step."
@@ -101,7 +102,7 @@ def feature_name(
     version = f'-view{view}{"m" if mirror else ""}' if view else ''
     return f'{arch.replace(":", "_")}-{weights}-{h}x{w}-{"bf16" if bf16 else "fp32"}{version}.safetensors'
 
-# %% ../../nbs/32_features.ipynb #661f2267
+# %% ../../nbs/32_features.ipynb #41be5fa3
 def augmented(
     x: torch.Tensor,        # [n, c, h, w]
     hashes: Sequence[str],  # of the pictures, hexadecimal
@@ -118,9 +119,9 @@ def augmented(
     grid = nn.functional.affine_grid(theta, x.shape, align_corners=False).to(x.device)
     return nn.functional.grid_sample(x, grid, align_corners=False, padding_mode='border')
 
-# %% ../../nbs/32_features.ipynb #b42bd38f
+# %% ../../nbs/32_features.ipynb #578cd3a4
 def cached_features(
-    data: ImageDataset,
+    data: DatasetLike,
     arch: str,                            # a body's name
     size: int | tuple[int, int]=224,      # side, or (height, width)
     *,
@@ -130,22 +131,23 @@ def cached_features(
     bs: int=32,                           # pictures a batch
 ) -> np.ndarray:                          # float16 [len(paths), d]
     "Features of a dataset's pictures, computed where they are not on disk. Raises `DatasetError`, `WeightsError`, `ImageProblem`."
+    data = snapshot(data)
     paths = data.images.path.tolist() if paths is None else list(paths)
     hashes = image_hashes(data, paths)
     body, device = image_body(arch) if body is None else body, best_device()
     name = feature_name(arch, weights_hash(body), size, bf16_helps(device), view, data.config.mirror)
-    file = FeatureFile.read(data.path/'features'/name)
+    file = FeatureFile.read(place(data.path, 'features', name))
     have = set(file.hashes)
     missing = {h: p for h, p in zip(hashes, paths, strict=True) if h not in have}
     if missing: file = _computed(file, body.to(device).eval(), data, missing, size, bs, view)
     return file.rows(hashes)
 
 def image_hashes(
-    data: ImageDataset,
+    data: Snapshot,
     paths: Sequence[str],  # relative to the dataset
 ) -> list[str]:
     "The pictures' hashes from the manifest, whether in use or held for review."
-    known = data.df.dropna(subset='path').drop_duplicates('path').set_index('path').sha256
+    known = data.rows.dropna(subset='path').drop_duplicates('path').set_index('path').sha256
     return known[list(paths)].tolist()
 
 # %% ../../nbs/32_features.ipynb #b9347911
@@ -153,7 +155,7 @@ def image_hashes(
 def _computed(
     file: FeatureFile,
     body: nn.Module,           # in evaluation mode, where it shall run
-    data: ImageDataset,
+    data: Snapshot,
     missing: dict[str, str],   # hash to path
     size: int | tuple[int, int],
     bs: int,
@@ -172,33 +174,34 @@ def _computed(
         file = file.add(hashes[:n], np.concatenate(done) if done else np.zeros((0, 0), np.float16))
     return file
 
-# %% ../../nbs/32_features.ipynb #4bfdcabc
+# %% ../../nbs/32_features.ipynb #e6c46d8c
 def _feature_batches(body, data, missing, size, bs, view) -> Iterator[np.ndarray]:  # float16 [n, d]
     "Run the body over the missing pictures, batch by batch."
     device, hashes, at = next(body.parameters()).device, list(missing), 0
     body = fold_batchnorm(body, as_size(size)).to(memory_format=torch.channels_last)
-    for x in pixel_batches([data.path/p for p in missing.values()], size, bs):
+    for x in pixel_batches([data.file(p) for p in missing.values()], size, bs):
         if view: x = augmented(x, hashes[at:at + len(x)], view, data.config.mirror)
         yield pooled(body, x.to(device), bf16_helps(device.type)).half().cpu().numpy()
         at += len(x)
 
-# %% ../../nbs/32_features.ipynb #b2dc0b9b
+# %% ../../nbs/32_features.ipynb #e92e8f76
 OFFLINE_ARCH, OFFLINE_SIZE = 'efficientnet_lite0', 160
 
 def offline_features(
-    data: ImageDataset,
+    data: DatasetLike,
     paths: Sequence[str] | None=None,  # relative to the dataset; None: all in use
 ) -> np.ndarray:                       # float16 [len(paths), 2560]
     "Features of the body that needs no internet. Raises `WeightsError` where it is not installed, `DatasetError`, `ImageProblem`."
     return cached_features(data, OFFLINE_ARCH, OFFLINE_SIZE, paths=paths)
 
-# %% ../../nbs/32_features.ipynb #c366488f
+# %% ../../nbs/32_features.ipynb #892446ba
 def erase(
-    root: Path,        # a dataset's folder
-    gone: Any,         # `.hashes`: sha256 of pictures that leave
+    root: str | os.PathLike,  # a dataset's folder
+    gone: Gone,        # by hash
 ) -> list[Path]:       # files removed or rewritten
     "Take pictures out of every file of features."
-    return [p for p in sorted((root/'features').glob('*.safetensors')) if _erased(p, gone.hashes)]
+    files = [place(root, 'features', p.name) for p in sorted(Path(root, 'features').glob('*.safetensors'))]
+    return [file for file in files if _erased(file, gone.hashes)]
 
 def _erased(path: Path, hashes: set[str]) -> bool:
     "Whether a file had to be rewritten or removed, which is done."

@@ -16,7 +16,7 @@ from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import block_array, csr_array, eye_array, kron
 
 from ..core import sha256_hex
-from .copies import SPLITS
+from ..data.manifest import SPLITS
 
 # %% ../../nbs/43_deal.ipynb #1c821ad3
 HALF_A_POINT = .005
@@ -35,7 +35,7 @@ def neediest(
     if size > 1: return max(used, key=lambda s: (want[s] - have[s])/shares[s])
     return max(used, key=lambda s: (round(want[s] - have[s], 6), -shares[s]))  # single ones make up what is lacking
 
-# %% ../../nbs/43_deal.ipynb #d998ada6
+# %% ../../nbs/43_deal.ipynb #c8ff0ba1
 def largest_first(
     sizes: list[int],     # pictures in each group, falling
     shares: list[float],
@@ -66,7 +66,7 @@ def groups_needed(
         took[grown] = used
     return took
 
-# %% ../../nbs/43_deal.ipynb #c507b970
+# %% ../../nbs/43_deal.ipynb #d65af548
 def best_deal(
     sizes: np.ndarray,   # pictures in each group, int
     want: np.ndarray,    # pictures that each of three splits should hold
@@ -87,7 +87,7 @@ def best_deal(
     counts = _nearest_counts(reached, sizes, want, have, off)
     return None if counts is None else _read_deal(sizes, steps, counts)
 
-# %% ../../nbs/43_deal.ipynb #ea2d76a5
+# %% ../../nbs/43_deal.ipynb #8f009d8d
 def _nearest_counts(
     reached: np.ndarray, sizes: np.ndarray, want: np.ndarray, have: np.ndarray, off: float,
 ) -> tuple[int, int] | None:  # of fresh pictures in valid and test
@@ -113,7 +113,7 @@ def _read_deal(sizes: np.ndarray, steps: list[tuple[int, np.ndarray]], counts: t
             v, t = (v - size, t) if to == 1 else (v, t - size)
     return res
 
-# %% ../../nbs/43_deal.ipynb #8fdb77a6
+# %% ../../nbs/43_deal.ipynb #2405aa60
 def deal(
     sizes: np.ndarray,        # pictures in each group of one class, to be dealt
     shares: np.ndarray,       # wanted share of each split; sums to 1
@@ -133,7 +133,7 @@ def deal(
     if best is not None: res[order] = best
     return res
 
-# %% ../../nbs/43_deal.ipynb #ccb6a8f7
+# %% ../../nbs/43_deal.ipynb #d723de70
 @dataclass
 class MixedGroup:
     "A group with pictures of several classes."
@@ -160,7 +160,7 @@ class Deal:
         for group in self.groups: total[group.classes] += group.counts
         self.want = np.maximum(self.shares*total[:, None], 1e-9)  # pictures [c, 3]
 
-# %% ../../nbs/43_deal.ipynb #3a2f6a60
+# %% ../../nbs/43_deal.ipynb #51d44aad
 @patch
 def move(self: Deal,
     group: MixedGroup,
@@ -184,7 +184,7 @@ def off(self: Deal,
     have, want, room = self.have[classes], self.want[classes], self.single[classes, 1:]
     return np.maximum(np.maximum(have - want, want - room - have), 0)/want.sum(1)[:, None]
 
-# %% ../../nbs/43_deal.ipynb #0d760bd6
+# %% ../../nbs/43_deal.ipynb #9801db17
 @patch
 def deal_groups(self: Deal) -> None:
     "Each group in turn to the split that its classes lack most, as shares of what they should have there."
@@ -216,7 +216,7 @@ def _move_if_nearer(self: Deal, group: MixedGroup) -> bool:
         else: self.move(group, was)
     return moved
 
-# %% ../../nbs/43_deal.ipynb #171894a6
+# %% ../../nbs/43_deal.ipynb #e7d71263
 @dataclass
 class DealProgram:
     "The question which split each of n groups goes to, for c classes and k splits."
@@ -247,7 +247,7 @@ def constraints(self: DealProgram) -> LinearConstraint:
     unknowns, least, greatest = zip(*rows, strict=True)
     return LinearConstraint(block_array(unknowns, format='csr'), np.concatenate(least), np.concatenate(greatest))
 
-# %% ../../nbs/43_deal.ipynb #d74c3f63
+# %% ../../nbs/43_deal.ipynb #3e4d281e
 @patch
 def solve(self: DealProgram) -> np.ndarray | None:  # split of each group [n]; None where there is no way or none was found
     "The deal with the smallest sum of the classes' furthest splits, and of the furthest of all as often."
@@ -289,7 +289,7 @@ def _program(self: Deal, classes: np.ndarray) -> DealProgram:
     needs = (others == 0) & ((single == 0) & enough)[:, None]
     return DealProgram(counts, own, self.shares[self.used], fixed, self.want[classes].sum(1), needs)
 
-# %% ../../nbs/43_deal.ipynb #40c0f02b
+# %% ../../nbs/43_deal.ipynb #01f52cfc
 @patch
 def missing(self: Deal,
     classes: list[int] | np.ndarray,
@@ -335,7 +335,7 @@ def splits_dealt(
         table.split_of |= dict(zip(part.number.tolist(), dealt.tolist(), strict=True))
     return im.split.where(~fresh, im.number.map(table.split_of).map(dict(enumerate(SPLITS))))
 
-# %% ../../nbs/43_deal.ipynb #6b23137c
+# %% ../../nbs/43_deal.ipynb #0233b304
 def _mixed_groups(sizes: pd.DataFrame, rng: np.random.Generator) -> list[MixedGroup]:  # the largest first
     "Groups from a table of number, class, size."
     groups = [MixedGroup(number, part['class'].to_numpy(), part['size'].to_numpy()) for number, part in sizes.groupby('number')]
@@ -352,7 +352,7 @@ def _books(im: pd.DataFrame, shares: np.ndarray, own: pd.DataFrame, groups: list
     single = own.groupby('class')['size'].agg(['size', 'sum']).reindex(range(n_classes), fill_value=0).to_numpy()
     return Deal(shares, have, there, single, groups)
 
-# %% ../../nbs/43_deal.ipynb #5c4f806a
+# %% ../../nbs/43_deal.ipynb #23ec5aff
 def splits_of_groups(
     im: pd.DataFrame,  # split (empty: none yet), number (of its group)
 ) -> pd.Series:        # split of every picture; still empty where a group has none
@@ -363,7 +363,7 @@ def splits_of_groups(
     settled = settled.reindex(settled.index.union(unused), fill_value='none')
     return im.split.where(im.split.notna(), im.number.map(settled))
 
-# %% ../../nbs/43_deal.ipynb #7b702942
+# %% ../../nbs/43_deal.ipynb #8e52a158
 def splits_as_given(
     im: pd.DataFrame,  # split (empty: none yet), number (of its group)
     given: pd.Series,  # the split that each picture came with, empty where it has none that counts
