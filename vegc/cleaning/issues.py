@@ -7,19 +7,22 @@ __all__ = ['ISSUE_COLUMNS', 'pixel_facts', 'pixel_issues', 'duplicate_issues', '
            'find_issues', 'saved_issues', 'erase']
 
 # %% ../../nbs/62_issues.ipynb #422a1024
+import os
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
 
+# %% ../../nbs/62_issues.ipynb #3c1cbbe1
 from .outliers import far_out, outlier_scores
 from .wrong_labels import judge_labels
 from ..core import DatasetError, UsageError, replacing, warn
 from ..data.dataset import DatasetLike, Snapshot, snapshot
-from ..data.folder import Gone, place
+from ..data.folder import Gone, erase_rows, place, read_table_of
 from ..features.pixels import pixel_batches
 from ..splits.copies import duplicate_pairs
 from ..training.probes import out_of_fold, unlearned_features
@@ -33,7 +36,7 @@ def pixel_facts(
     grey = torch.cat([batch.mean(1).flatten(1) for batch in pixel_batches(paths, 32, 64)])
     return pd.DataFrame(dict(mean=grey.mean(1).numpy(), std=grey.std(1).numpy()))
 
-# %% ../../nbs/62_issues.ipynb #37187006
+# %% ../../nbs/62_issues.ipynb #16a5c180
 def pixel_issues(
     images: pd.DataFrame,  # flags, width, height
     facts: pd.DataFrame,   # mean, std, as from `pixel_facts`
@@ -46,15 +49,15 @@ def pixel_issues(
                 tiny=side < 48, odd=aspect > 3)
     return [[kind for kind, hit in hits.items() if hit[i]] for i in range(len(images))]
 
-# %% ../../nbs/62_issues.ipynb #13df4949
+# %% ../../nbs/62_issues.ipynb #ccb92bbb
 def duplicate_issues(
     data: DatasetLike,
-    rows: pd.DataFrame,               # as from `stored`
-    features_of: Callable | None=None, # paths → features [n, d] to look with, as for `duplicate_pairs`
-) -> list[list[str]]:                 # exact, near, both or nothing for each row
+    rows: pd.DataFrame,                 # as from `stored`
+    features_of: Callable | None=None,  # paths → features [n, d] to look with, as for `duplicate_pairs`
+) -> list[list[str]]:                   # exact, near, both or nothing for each row
     "Which images have an exact duplicate, which a near-duplicate."
     pairs = duplicate_pairs(data, rows, features_of=features_of)
-    members = {kind: set(pairs.a[pairs.kind == kind]) | set(pairs.b[pairs.kind == kind]) for kind in ('exact', 'near')}
+    members = {kind: {*pairs.a[pairs.kind == kind], *pairs.b[pairs.kind == kind]} for kind in ('exact', 'near')}
     return [[kind for kind, found in members.items() if i in found] for i in range(len(rows))]
 
 # %% ../../nbs/62_issues.ipynb #08e19b62
@@ -67,10 +70,10 @@ def merge_queues(
     while len(seen) < len({row for queue in queues for row in queue}):
         for queue, weight in zip(waiting, weights, strict=True):
             fresh = (row for row in queue if row not in seen)
-            for row, _ in zip(fresh, range(weight)): seen[row] = None
+            for row in islice(fresh, weight): seen[row] = None
     return list(seen)
 
-# %% ../../nbs/62_issues.ipynb #2d8f10c8
+# %% ../../nbs/62_issues.ipynb #2aad2e49
 def turns(
     wrong: float,   # labels that are wrong, in expectation
     far: int,       # images that lie far out
@@ -90,7 +93,7 @@ def _checked_probs(p: np.ndarray, n: int, classes: list[str]) -> np.ndarray:
     raise UsageError('pred_probs must be probabilities: rows of numbers from 0 to 1 that sum to 1, '
                      'one column a class in the order of the sorted classes.')
 
-# %% ../../nbs/62_issues.ipynb #af305281
+# %% ../../nbs/62_issues.ipynb #fbb07f0e
 def _checked_scores(scores: np.ndarray | None, n: int) -> np.ndarray | None:
     "Label scores of a user's own. Raises `UsageError`."
     if scores is None: return None
@@ -98,7 +101,7 @@ def _checked_scores(scores: np.ndarray | None, n: int) -> np.ndarray | None:
     raise UsageError(f'label_scores must be {n} finite numbers, one for each row of dataset.stored(); '
                      f'its shape is {np.shape(scores)}.')
 
-# %% ../../nbs/62_issues.ipynb #9f934e8b
+# %% ../../nbs/62_issues.ipynb #cf435cac
 def _warn_of_unseen(groups: pd.Series) -> None:  # class → number of its groups of duplicates
     "Name the classes that are judged by models which have never seen them."
     single = [repr(c) for c, n in groups.items() if n < 2]
@@ -129,7 +132,7 @@ def _issue_types(**hits: Sequence) -> list[str]:  # issue type → bool of each 
         res.append(';'.join(k for some in kinds for k in some))
     return res
 
-# %% ../../nbs/62_issues.ipynb #2ac3f625
+# %% ../../nbs/62_issues.ipynb #c6ddeed4
 def issue_table(
     rows: pd.DataFrame,                    # as from `stored`
     x: np.ndarray,                         # their features [n, d]
@@ -144,14 +147,15 @@ def issue_table(
     "Put together what is known of each image. Reads nothing."
     judged, outlier, review = judge_labels(p, labels), outlier_scores(x), (rows.status == 'review').to_numpy(bool)
     far, label_score = far_out(outlier), judged.score if label_scores is None else label_scores
+    types = dict(label=judged.likely_wrong, duplicates=duplicates, conflict=review, off_topic=far, pixels=pixels)
     res = rows[['path', 'url', 'given_label', 'split']].assign(
         predicted_label=np.array(classes, object)[judged.predicted], label_score=label_score,
-        issue_types=_issue_types(label=judged.likely_wrong, duplicates=duplicates, conflict=review, off_topic=far, pixels=pixels),
-        score=np.maximum(1 - label_score, np.where(far, outlier, 0)), confidence=judged.confidence, outlier=outlier,
+        issue_types=_issue_types(**types), score=np.maximum(1 - label_score, np.where(far, outlier, 0)),
+        confidence=judged.confidence, outlier=outlier,
         rank=_review_order(label_score, outlier, review, turns(judged.wrong, far.sum(), review.any())))
     return res.sort_values('rank', ignore_index=True)[ISSUE_COLUMNS]
 
-# %% ../../nbs/62_issues.ipynb #ffc2db63
+# %% ../../nbs/62_issues.ipynb #2fac8b1f
 def find_issues(
     dataset: DatasetLike,
     *,
@@ -159,7 +163,7 @@ def find_issues(
     pred_probs: np.ndarray | None=None,    # out of fold [n, classes], of your own; columns are the sorted classes
     label_scores: np.ndarray | None=None,  # how good each label is [n], low is bad, of your own, as from cleanlab
     features: np.ndarray | None=None,      # [n, d], of your own; rows as `dataset.stored()`
-    trust: object=(),                      # architectures outside vegc that may be imported, 'module:function'
+    trust: str | Callable | Sequence=(),   # module:function of a body of your own that the stage may import
 ) -> pd.DataFrame:                         # ISSUE_COLUMNS, sorted by rank
     "Rank all images by how much they need a look, and keep the table. Raises `UsageError`, `DatasetError`."
     data = snapshot(dataset, trust)
@@ -169,11 +173,11 @@ def find_issues(
     if len(x) != len(rows):
         raise UsageError(f'features has {len(x)} rows, but the dataset has {len(rows)} images (dataset.stored()).')
     res = _issues_of(data, rows, x, stage, pred_probs, label_scores)
-    with replacing(_issues_file(data.path)) as tmp: res.to_parquet(tmp, index=False)
+    with replacing(place(data.path, _FILE)) as tmp: res.to_parquet(tmp, index=False)
     res.attrs['dataset'] = str(data.path)
     return res
 
-# %% ../../nbs/62_issues.ipynb #1c3b4e8d
+# %% ../../nbs/62_issues.ipynb #3c4cd822
 def _issues_of(data: Snapshot, rows: pd.DataFrame, x: np.ndarray, stage: str | None,
                pred_probs: np.ndarray | None, label_scores: np.ndarray | None) -> pd.DataFrame:
     "The table for some rows and their features; what is not handed in is computed."
@@ -188,46 +192,33 @@ def _issues_of(data: Snapshot, rows: pd.DataFrame, x: np.ndarray, stage: str | N
         p = out_of_fold(x, labels, pd.factorize(groups)[0])
     scores = _checked_scores(label_scores, len(rows))
     looked_with = None if stage is None else partial(unlearned_features, data, stage=stage)
-    return issue_table(rows, x, p, labels, classes, label_scores=scores, duplicates=duplicate_issues(data, rows, looked_with),
-                       pixels=pixel_issues(rows, pixel_facts([data.file(q) for q in rows.path])))
+    duplicates = duplicate_issues(data, rows, looked_with)
+    pixels = pixel_issues(rows, pixel_facts([data.file(q) for q in rows.path]))
+    return issue_table(rows, x, p, labels, classes, duplicates=duplicates, pixels=pixels, label_scores=scores)
 
-# %% ../../nbs/62_issues.ipynb #ee4d73be
-def _issues_file(root: Path) -> Path: return place(root, 'predictions', 'issues.parquet')
+# %% ../../nbs/62_issues.ipynb #53b8a6d5
+_FILE, _NUMBERS = 'predictions/issues.parquet', {'label_score', 'score', 'rank', 'confidence', 'outlier'}
 
-def _read_issues(file: Path) -> pd.DataFrame:
-    "The table as it is on the disk. Raises `DatasetError` where it is none of ours."
-    try: table = pd.read_parquet(file)
-    except (OSError, ValueError) as e: raise DatasetError(f'{file} is damaged ({e}); find-issues makes it again.') from e
-    number = {'label_score', 'score', 'rank', 'confidence', 'outlier'}
-    bad = [c for c in ISSUE_COLUMNS if c not in table or pd.api.types.is_numeric_dtype(table[c]) != (c in number)]
-    if bad: raise DatasetError(f'{file} has no column {bad[0]} as vegc writes it; find-issues makes it again.')
-    return table
+def _is_number(column: pd.Series) -> bool: return pd.api.types.is_numeric_dtype(column)
 
-# %% ../../nbs/62_issues.ipynb #bfccd274
+# %% ../../nbs/62_issues.ipynb #06c2e8d7
 def saved_issues(
     dataset: DatasetLike,
 ) -> pd.DataFrame | None:  # ISSUE_COLUMNS, sorted by rank
-    "The table of the last `find_issues`, or None. Raises `DatasetError`."
+    "The table of the last `find_issues`, or None. Raises `DatasetError` where it is none of ours."
     data = snapshot(dataset)
-    file = _issues_file(data.path)
-    if not file.exists(): return None
-    table = _read_issues(file)
+    table = read_table_of(data.path, _FILE, ISSUE_COLUMNS)
+    if table is None: return None
+    wrong = [c for c in ISSUE_COLUMNS if _is_number(table[c]) != (c in _NUMBERS)]
+    if wrong: raise DatasetError(f'In {data.path/_FILE}, {wrong[0]} is of another type; find-issues makes it again.')
+    table = table[table.path.isin(data.rows.path)].reset_index(drop=True)
     table.attrs['dataset'] = str(data.path)  # so that a cleaner can be opened on the table alone
     return table
 
-# %% ../../nbs/62_issues.ipynb #001b63ac
+# %% ../../nbs/62_issues.ipynb #e522cecd
 def erase(
-    root: Path,         # of a dataset
-    gone: Gone,         # images that shall be forgotten
-) -> list[Path]:        # files rewritten or removed
-    "Take images out of the table of issues; one that cannot be read is removed."
-    file = _issues_file(root)
-    if not file.exists(): return []
-    try: table = _read_issues(file)
-    except DatasetError:
-        file.unlink()
-        return [file]
-    hit = table.path.isin(gone.paths)
-    if not hit.any(): return []
-    with replacing(file) as tmp: table[~hit].to_parquet(tmp, index=False)
-    return [file]
+    root: str | os.PathLike,  # a dataset's folder
+    gone: Gone,
+) -> list[Path]:              # the table, where it was rewritten
+    "Take images out of the table of issues."
+    return erase_rows(root, _FILE, gone)

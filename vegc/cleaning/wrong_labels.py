@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['at_temperature', 'times_label', 'fit_label_noise', 'class_posterior', 'of_label', 'LabelJudgement', 'judge_labels']
 
-# %% ../../nbs/60_wrong_labels.ipynb #29502fb2
+# %% ../../nbs/60_wrong_labels.ipynb #36c84248
 from dataclasses import dataclass
 
 import numpy as np
 from scipy.optimize import minimize
 from scipy.special import expit, softmax
 
-# %% ../../nbs/60_wrong_labels.ipynb #76ff4c63
+# %% ../../nbs/60_wrong_labels.ipynb #8766a243
 def at_temperature(
     pred_probs: np.ndarray,  # [n, classes]
     temperature: float,      # above 1: less sure
@@ -20,7 +20,7 @@ def at_temperature(
     "Probabilities made more or less sure, in the same order."
     return softmax(np.log(np.maximum(pred_probs, 1e-12))/temperature, axis=1)
 
-# %% ../../nbs/60_wrong_labels.ipynb #c69c7f38
+# %% ../../nbs/60_wrong_labels.ipynb #77229531
 def times_label(
     probs: np.ndarray,   # by the image [n, classes]
     labels: np.ndarray,  # class numbers [n]
@@ -32,14 +32,14 @@ def times_label(
     factor[np.arange(len(probs)), labels] = 1 - noise
     return probs*factor
 
-# %% ../../nbs/60_wrong_labels.ipynb #f88e2a8d
+# %% ../../nbs/60_wrong_labels.ipynb #d0b5c57b
 def _negative_log_likelihood(v: np.ndarray, p: np.ndarray, labels: np.ndarray) -> float:
     "Mean over rows; `v`: logarithm of the temperature, log-odds of the share of wrong labels."
     temperature, noise = np.exp(v[0]), expit(v[1])
     likelihood = times_label(at_temperature(p, temperature), labels, noise).sum(1)
     return -(np.log(likelihood).sum() + np.log(noise))/len(p)
 
-# %% ../../nbs/60_wrong_labels.ipynb #2c2a5aaf
+# %% ../../nbs/60_wrong_labels.ipynb #7b4bd3da
 def fit_label_noise(
     pred_probs: np.ndarray,  # out of fold [n, classes]
     labels: np.ndarray,      # class numbers [n], some of them wrong
@@ -52,7 +52,7 @@ def fit_label_noise(
                    method='Nelder-Mead', bounds=[(-1.6, 1.6), (-12, 0)])
     return float(np.exp(fit.x[0])), float(expit(fit.x[1]))
 
-# %% ../../nbs/60_wrong_labels.ipynb #0aef1542
+# %% ../../nbs/60_wrong_labels.ipynb #e0bd6547
 def class_posterior(
     pred_probs: np.ndarray,  # out of fold [n, classes]
     labels: np.ndarray,      # class numbers [n]; -1: no label, the image alone decides
@@ -65,7 +65,7 @@ def class_posterior(
     q[known] = times_label(q[known], labels[known], noise)
     return q/q.sum(1, keepdims=True)
 
-# %% ../../nbs/60_wrong_labels.ipynb #fe7f39dd
+# %% ../../nbs/60_wrong_labels.ipynb #8fbdb070
 def of_label(
     probs: np.ndarray,   # [n, classes]
     labels: np.ndarray,  # class numbers [n]; -1: no label
@@ -73,7 +73,7 @@ def of_label(
     "The probability of each row's own label."
     return np.where(labels >= 0, probs[np.arange(len(labels)), labels], 0)
 
-# %% ../../nbs/60_wrong_labels.ipynb #14841b63
+# %% ../../nbs/60_wrong_labels.ipynb #48ea1b39
 @dataclass
 class LabelJudgement:
     "What out-of-fold probabilities say about labels, row by row."
@@ -83,7 +83,7 @@ class LabelJudgement:
     confidence: np.ndarray    # [n]: chance that `predicted` is right, the label taken into account
     wrong: float              # how many labels are wrong, in expectation
 
-# %% ../../nbs/60_wrong_labels.ipynb #7d17aa0b
+# %% ../../nbs/60_wrong_labels.ipynb #b360e3bd
 def judge_labels(
     pred_probs: np.ndarray,  # out of fold [n, classes]
     labels: np.ndarray,      # class numbers [n]; -1: no label yet
