@@ -40,7 +40,7 @@ def drawn(tmp_path_factory):
                          split='test' if i % 10 == 9 else 'train', duplicate_group='twins' if i in (20, 21, 23) else None))
     (ds.path / rows[5]['path']).write_bytes(b'no picture')
     (ds.path / rows[7]['path']).unlink()
-    write_manifest(ds.manifest_path, manifest_frame(rows))
+    write_manifest(ds.path / 'manifest.parquet', manifest_frame(rows))
     df = pd.DataFrame(rows)
     order = df[['path', 'url', 'given_label', 'split']].assign(predicted_label=LABELS[0], label_score=.1, issue_types=['label' if g != LABELS[0] else 'dark' for g in df.given_label],
                                                              score=.9, rank=range(1, N + 1), confidence=.87, outlier=.3)
@@ -53,7 +53,7 @@ FAKE = """js => import(URL.createObjectURL(new Blob([js], { type: 'text/javascri
     const kernel = window.kernel = { asked: [], on: (_, f) => { kernel.answer = f; }, off: () => {}, send: (m) => kernel.asked.push(m) };
     cleaner.render({ model: kernel, el: document.body });
 })"""
-VIEW = dict(view='pictures', label='', kind='', split='', state='')
+VIEW = dict(view='images', label='', kind='', split='', state='')
 
 
 @pytest.fixture
@@ -62,7 +62,7 @@ def page():
     with chromium() as browser:
         tab, said = browser.new_page(), []
         tab.on('pageerror', lambda e: said.append(str(e)))
-        tab.evaluate(FAKE, (files('vegc') / 'cleaner.js').read_text('utf-8'))
+        tab.evaluate(FAKE, (files('vegc.cleaning') / 'cleaner.js').read_text('utf-8'))
         yield tab
         assert said == []
 
@@ -72,7 +72,7 @@ def answer(tab, **m): tab.evaluate('m => window.kernel.answer(m, [])', m)
 
 def answer_page(tab, ids, decisions=None, **more):
     items = [dict(id=i, path=f'{i}.jpg', name=f'{i}.jpg', given='a', why='', also='', split='train', guess='b', sure=.3) for i in ids]
-    choices = dict(classes=[['a', 'A'], ['b', 'B']], labels=[['a', 'a', 3], ['b', 'b', 2]], kinds=[['label', 'label', 3]], splits=[['train', 'train', 4], ['test', 'test', 1]], copies=0)
+    choices = dict(classes=[['a', 'A'], ['b', 'B']], labels=[['a', 'a', 3], ['b', 'b', 2]], kinds=[['label', 'label', 3]], splits=[['train', 'train', 4], ['test', 'test', 1]], duplicates=0)
     facts = dict(view=VIEW, page=0, pages=3, progress=dict(items=5, decided=0, left=5), can_undo=False, can_redo=False, choices=choices) | more
     answer(tab, **{'is': 'page'}, items=items, decisions=decisions or {}, **facts)
 
@@ -119,7 +119,7 @@ def test_a_decision_is_pale_until_the_kernel_says_it_is_on_the_disk(page):
 CELL = '''
 import warnings
 import pandas as pd
-from vegc.widgets import ImageCleaner
+from vegc.cleaning.widget import ImageCleaner
 warnings.simplefilter('ignore')
 issues = pd.read_parquet({path!r} + '/predictions/issues.parquet')
 issues.attrs['dataset'] = {path!r}
@@ -133,7 +133,7 @@ def test_a_thousand_thumbnails_in_jupyterlab(lab, drawn):
     ds, df = drawn
     notebook = Notebook(*lab, [CELL.format(path=str(ds.path), size=N), '6*7'], viewport=dict(width=1280, height=900))
     decide_by_key_and_mouse(notebook, ds, df)
-    look_at_filters_copies_and_zoom(notebook, ds)
+    look_at_filters_duplicates_and_zoom(notebook, ds)
     names_for_those_who_do_not_see_it(notebook)
     for theme in ('JupyterLab Dark', 'JupyterLab Light'): can_be_read(notebook, theme)
     a_killed_kernel_loses_nothing_that_was_confirmed(notebook, ds)
@@ -193,7 +193,7 @@ def decide_by_key_and_mouse(notebook, ds, df):
     assert tab.locator('.jp-Cell').count() == 2, 'x cuts no cell, a inserts none'
 
 
-def look_at_filters_copies_and_zoom(notebook, ds):
+def look_at_filters_duplicates_and_zoom(notebook, ds):
     tab, tile = notebook.tab, notebook.tab.locator('.vegc-cleaner .tile')
     def box(name): return tab.get_by_role('region', name='Image cleaner').get_by_role('combobox', name=name, exact=True)
     box('Class').select_option(LABELS[1])
@@ -203,7 +203,7 @@ def look_at_filters_copies_and_zoom(notebook, ds):
     assert [int(f[:5]) for f in tab.locator('.vegc-cleaner .file').all_inner_texts()] == want
     assert tab.locator('.vegc-cleaner .badge.test').count() == len(want)
     for name in ('Class', 'Split'): box(name).select_option('')
-    box('Show').select_option('copies')
+    box('Show').select_option('duplicates')
     tab.wait_for_function("() => document.querySelectorAll('.vegc-cleaner .tile').length === 3")
     tile.nth(0).click()
     tab.keyboard.press('b')
@@ -213,12 +213,12 @@ def look_at_filters_copies_and_zoom(notebook, ds):
     tab.locator('dialog.zoom').wait_for()
     assert tab.locator('dialog.zoom dd').first.inner_text() in LABELS
     tab.keyboard.press('Escape')
-    box('Show').select_option('pictures')
+    box('Show').select_option('images')
     tab.wait_for_function(f"() => document.querySelectorAll('.vegc-cleaner .tile').length === {N}")
 
 
 def names_for_those_who_do_not_see_it(notebook):
-    grid = notebook.tab.get_by_role('listbox', name='Pictures that need a look, worst first')
+    grid = notebook.tab.get_by_role('listbox', name='Images that need a look, worst first')
     assert grid.get_attribute('aria-multiselectable') == 'true'
     options = grid.get_by_role('option')
     first = options.first
@@ -296,7 +296,7 @@ def a_new_kernel_finds_every_decision_and_pages(notebook, ds, df):
         if df.path[104] not in set(table.name): break
         time.sleep(.1)
     assert dict(zip(table.name, table.label, strict=True)) == labels
-    lines = [json.loads(line) for line in ds.decisions_path.read_text('utf-8').splitlines()]
+    lines = [json.loads(line) for line in (ds.path / 'decisions.jsonl').read_text('utf-8').splitlines()]
     assert {r['who'] for r in lines if 'path' in r} == {'ana', 'file check'}
 
 

@@ -7,10 +7,12 @@ from PIL import Image
 
 from vegc.cleaning.clean import clean
 from vegc.cleaning.reasons import reason
-from vegc.core import UsageError
+from vegc.cleaning.wrong_labels import class_posterior, fit_label_noise
+from vegc.core import DatasetError, UsageError
 from vegc.data.dataset import ImageDataset
+from vegc.data.folder import Gone
 from vegc.data.manifest import manifest_frame, write_manifest
-from vegc.cleaning.issues import class_posterior, find_issues, fit_label_noise
+from vegc.cleaning.issues import erase, find_issues, saved_issues
 from vegc.training.probes import out_of_fold
 
 K = 6
@@ -72,15 +74,15 @@ def test_a_few_sure_mistakes_do_not_make_the_probabilities_look_unsure():
 
 @pytest.fixture
 def ds(tmp_path):
-    "Two hundred and forty drawn pictures, every eleventh under the next class."
+    "Two hundred and forty drawn images, every eleventh under the next class."
     ds, rng, rows = ImageDataset(tmp_path / 'ds', subject='objects'), np.random.default_rng(0), []
     for i in range(240):
-        label, path = (i % 3 + (i % 11 == 0)) % 3, f'images/{i:03}.png'
-        (ds.path / 'images').mkdir(exist_ok=True)
+        label, path = (i % 3 + (i % 11 == 0)) % 3, f'images/x/{i:03}.png'
+        (ds.path / 'images/x').mkdir(parents=True, exist_ok=True)
         Image.fromarray(rng.integers(0, 255, (64, 64, 3), dtype=np.uint8)).save(ds.path / path)
         rows.append(dict(key=str(i), url=f'u{i}', given_label='abc'[label], status='review' if i == 200 else 'ok', path=path, sha256=f'{i:016x}', width=64, height=64,
                          split=['train', 'valid', 'test'][i % 5 % 3]))
-    write_manifest(ds.manifest_path, manifest_frame(rows))
+    write_manifest(ds.path / 'manifest.parquet', manifest_frame(rows))
     return ds
 
 
@@ -129,7 +131,7 @@ def test_rules_act_on_the_chance_and_say_it(ds):
     surest = issues.set_index('path').confidence[moved.path]
     assert (surest >= .9).all() and not set(moved.path) & set(ds.images.path[ds.images.split == 'test'])
     assert moved.why.str.match(r'right with a chance of (0\.9|1\.0)').all()
-    assert done.attrs['left_alone']['test pictures'] > 0
+    assert done.attrs['left_alone']['test images'] > 0
 
 
 def test_a_reason_promises_no_more_than_the_chance():
@@ -143,9 +145,33 @@ def test_a_class_that_its_judges_have_not_seen_is_named(ds, recwarn, alone):
     "Once and in our words; scikit-learn's about \"the least populated class in y\" does not reach anybody."
     rows = ds.df
     rows.loc[:alone - 1, 'given_label'] = 'rare'
-    write_manifest(ds.manifest_path, rows)
+    write_manifest(ds.path / 'manifest.parquet', rows)
     find_issues(ds, features=np.random.default_rng(0).normal(size=(len(rows), 16)).astype(np.float32))
     said = [str(w.message) for w in recwarn]
     assert not [t for t in said if 'populated' in t], said
-    mine = [t for t in said if 'with a single picture' in t]
-    assert len(mine) == (alone == 1) and all("1 class with a single picture, copies not counted: 'rare'." in t for t in mine), said
+    mine = [t for t in said if 'with a single image' in t]
+    assert len(mine) == (alone == 1) and all("1 class with a single image, duplicates not counted: 'rare'." in t for t in mine), said
+
+
+def test_the_table_is_checked_when_it_is_read_and_forgets(ds):
+    "A table of another make is named and refused; rows of images that the dataset does not have are left out."
+    issues = find_issues(ds, features=np.random.default_rng(0).normal(size=(240, 8)))
+    file = ds.path / 'predictions/issues.parquet'
+    issues.assign(path=['../../etc/passwd', *issues.path[1:]]).to_parquet(file)
+    assert saved_issues(ds).path.tolist() == issues.path[1:].tolist()
+    assert erase(ds.path, Gone(paths=frozenset(issues.path[3:5]))) == [file]
+    assert set(issues.path[3:5]).isdisjoint(saved_issues(ds).path)
+    assert erase(ds.path, Gone(paths=frozenset(['images/none.png']))) == []
+    for bad in (issues.drop(columns='outlier'), issues.assign(label_score='high'), issues.assign(given_label=1)):
+        bad.to_parquet(file)
+        with pytest.raises(DatasetError, match='issues.parquet'): saved_issues(ds)
+    file.write_bytes(b'no table')
+    with pytest.raises(DatasetError, match='issues.parquet'): saved_issues(ds)
+
+
+def test_one_call_reads_the_manifest_once(ds, monkeypatch):
+    from vegc.data import dataset
+    reads, real = [], dataset.read_rows
+    monkeypatch.setattr(dataset, 'read_rows', lambda *a, **kw: reads.append(a) or real(*a, **kw))
+    find_issues(ds, features=np.random.default_rng(0).normal(size=(240, 8)))
+    assert len(reads) == 1

@@ -28,7 +28,7 @@ def make(folder, subject='objects', n=12):
         rows.append(dict(key=str(i), url=f'u{i}', given_label=LABELS[i % 3], status='ok', path=path, sha256=str(i), split='test' if i == 4 else 'train'))
     (ds.path / rows[2]['path']).write_bytes(b'no picture')
     (ds.path / 'classes.csv').write_text('slug,name\n' + f'"{LABELS[0]}",Hrê\n', 'utf-8')
-    write_manifest(ds.manifest_path, manifest_frame(rows))
+    write_manifest(ds.path / 'manifest.parquet', manifest_frame(rows))
     df = pd.DataFrame(rows)
     return ds, df.assign(predicted_label=LABELS[0], label_score=.1, issue_types='label', confidence=.9, outlier=.1)
 
@@ -112,8 +112,8 @@ def test_a_page_for_another_dataset_is_refused(made, tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
         other = ImageDataset(tmp_path / 'other', subject='objects')
-        write_manifest(other.manifest_path, manifest_frame([dict(key='1', url='u', given_label='x', status='ok', path='images/x/1.jpg', sha256='z')]))
+        write_manifest(other.path / 'manifest.parquet', manifest_frame([dict(key='1', url='u', given_label='x', status='ok', path='images/x/1.jpg', sha256='z')]))
     (tmp_path / 'd.csv').write_text(f'path,action\n"{order.path[0]}",exclude\n', 'utf-8')
     with pytest.raises(Exception, match='nothing was applied'): clean(other, decisions=tmp_path / 'd.csv')
-    assert not other.decisions_path.exists() and Session(ds, order).progress()['decided'] == 0
+    assert not (other.path / 'decisions.jsonl').exists() and Session(ds, order).progress()['decided'] == 0
     assert os.listdir(other.path / 'images') == [] if (other.path / 'images').exists() else True

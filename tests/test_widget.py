@@ -36,10 +36,11 @@ def make(folder, n, side=(133, 100), noise=True):
         Image.fromarray(rng.integers(0, 255, (side[1], side[0], 3), dtype=np.uint8)).save(ds.path / path, quality=90)
         rows.append(dict(key=str(i), url=f'u{i}', given_label=LABELS[i % 3], status='ok', path=path, sha256=str(i), width=side[0] + i % 5, height=side[1],
                          split=['train', 'valid', 'train', 'test'][i % 4], duplicate_group=f'g{i//10}' if i % 10 in (2, 6) else None))
-    write_manifest(ds.manifest_path, manifest_frame(rows))
+    write_manifest(ds.path / 'manifest.parquet', manifest_frame(rows))
     im = ds.images
-    order = pd.DataFrame(dict(path=im.path, given_label=im.given_label, predicted_label=LABELS[0], label_score=.2, issue_types=['label;near', '', 'off_topic'] * (n // 3) + ['dark'] * (n % 3),
-                              split=im.split, confidence=.9, outlier=.4))
+    order = im[['path', 'url', 'given_label', 'split']].assign(
+        predicted_label=LABELS[0], label_score=.2, issue_types=['label;near', '', 'off_topic'] * (n // 3) + ['dark'] * (n % 3),
+        score=.8, rank=range(1, n + 1), confidence=.9, outlier=.4)
     order.attrs['dataset'] = str(ds.path)
     return ds, order
 
@@ -113,7 +114,7 @@ def test_a_decision_is_one_message_each_way_and_on_the_disk_before_the_answer(fe
     press(cleaner, do='hello')
     first = len(heard)
     on_disk = []
-    send, cleaner.send = cleaner.send, lambda *a, **kw: (on_disk.append(ds.decisions_path.read_text('utf-8').count('"action"')), send(*a, **kw))
+    send, cleaner.send = cleaner.send, lambda *a, **kw: (on_disk.append((ds.path / 'decisions.jsonl').read_text('utf-8').count('"action"')), send(*a, **kw))
     press(cleaner, do='decide', n=1, rows=[dict(id=0, action='exclude')])
     assert len(heard) - first == 1 and on_disk == [1] and size(heard[first:]) < 600
     answer, = said(heard[first:])
@@ -125,7 +126,7 @@ def test_opening_runs_no_model(few):
     ds, order = few
     order.to_pickle(ds.path / 'order')
     code = ('import sys, pandas as pd\nfrom PIL import Image\nopened = []\nreal = Image.open\nImage.open = lambda *a, **kw: (opened.append(a), real(*a, **kw))[1]\n'
-            f'from vegc.widgets import ImageCleaner\norder = pd.read_pickle({str(ds.path / "order")!r})\norder.attrs["dataset"] = {str(ds.path)!r}\n'
+            f'from vegc.cleaning.widget import ImageCleaner\norder = pd.read_pickle({str(ds.path / "order")!r})\norder.attrs["dataset"] = {str(ds.path)!r}\n'
             'c = ImageCleaner(order)\nprint(sorted({"torch", "fastai", "sklearn", "timm"} & set(sys.modules)), len(opened))')
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
     assert done.stdout.strip() == '[] 0', done.stderr
@@ -150,7 +151,7 @@ def test_what_is_on_the_page(few, heard):
     page = said(heard)[0]
     choices = page['choices']
     assert [[v, n] for v, _, n in choices['labels']] == [[LABELS[1], 13], [LABELS[0], 14], [LABELS[2], 13]] and {k: n for k, _, n in choices['kinds']} == {'label': 13, 'near': 13, 'off_topic': 13, 'dark': 1}
-    assert {k: n for k, _, n in choices['splits']} == {'test': 10, 'train': 20, 'valid': 10} and choices['copies'] == 4
+    assert {k: n for k, _, n in choices['splits']} == {'test': 10, 'train': 20, 'valid': 10} and choices['duplicates'] == 4
     item = next(i for i in page['items'] if 'guess' in i)
     assert item['given'] in LABELS and item['guess'] == LABELS[0] and item['sure'] == .9 and item['name'] == Path(item['path']).name
     assert any(i['split'] == 'test' for i in page['items'])
@@ -186,12 +187,12 @@ def test_several_at_once_are_one_step(few, heard):
     press(cleaner, do='redo')
     assert [d[:2] + d[3:] for d in said(heard)[-1]['decisions'].values()] == [['relabel', LABELS[2], 'all Ω']] * 3
     assert cleaner.change() == [(i, LABELS[2]) for i in range(3)] and cleaner.delete() == []
-    assert cleaner.fns == [cleaner.session.dataset.path / p for p in cleaner.session.items.path]
+    assert cleaner.fns == [cleaner.session.data.path / p for p in cleaner.session.items.path]
 
 
 def test_copies_come_as_groups_and_the_best_is_kept_in_one_step(few, heard):
     cleaner = ImageCleaner(few[1], test=True)
-    press(cleaner, do='show', page=0, view=dict(view='copies'))
+    press(cleaner, do='show', page=0, view=dict(view='duplicates'))
     items = said(heard)[0]['items']
     groups = {g: [i for i in items if i['group'] == g] for g in dict.fromkeys(i['group'] for i in items)}
     assert len(groups) == 4 and all(len(g) == 2 and sum(i['best'] for i in g) == 1 for g in groups.values())
@@ -241,7 +242,7 @@ def test_what_goes_wrong_is_told_on_the_page(few, heard):
     cleaner = ImageCleaner(order)
     press(cleaner, do='decide', n=9, rows=[dict(id=0, action='relabel', label='nobody')])
     assert said(heard)[-1] == {'is': 'error', 'n': 9, 'text': said(heard)[-1]['text']} and 'nobody' in said(heard)[-1]['text']
-    assert not ds.decisions_path.exists()
+    assert not (ds.path / 'decisions.jsonl').exists()
 
 
 def test_test_pictures_are_left_out_unless_asked_for(few):
