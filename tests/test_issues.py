@@ -19,7 +19,7 @@ K = 6
 
 
 def clouds(seed, n=3000, noise=.08, similar=False, apart=3.2):
-    "Features of overlapping classes of unequal size, true labels, and labels some of which are wrong: any other class, or only the next one."
+    "Features of overlapping classes of unequal size, true labels, given labels: a wrong one is any other, or the next."
     rng = np.random.default_rng(seed)
     true = rng.choice(K, n, p=np.array([5, 4, 3, 3, 2, 1])/18)
     x = (rng.normal(size=(n, 16)) + apart*np.eye(K, 16)[true]).astype(np.float32)
@@ -28,11 +28,17 @@ def clouds(seed, n=3000, noise=.08, similar=False, apart=3.2):
 
 
 def suggestions(x, true, given, c=.05):
-    "For each label that the folds dispute: the chance that the suggestion is right, whether it is, and the plain probability."
+    "For each label that the folds dispute: the chance that the suggestion is right, whether it is, the probability."
     p = out_of_fold(x, given, np.arange(len(x)), folds=5, c=c)
     best, rows = p.argmax(1), np.arange(len(x))
     asked = best != given
-    return class_posterior(p, given, *fit_label_noise(p, given))[rows, best][asked], (best == true)[asked], p[rows, best][asked]
+    chance = class_posterior(p, given, *fit_label_noise(p, given))[rows, best]
+    return chance[asked], (best == true)[asked], p[rows, best][asked]
+
+
+def pooled(**planting):
+    "The same over four plantings."
+    return map(np.concatenate, zip(*(suggestions(*clouds(seed, **planting)) for seed in range(4)), strict=True))
 
 
 def miss(said, right):
@@ -44,17 +50,18 @@ def miss(said, right):
 @pytest.mark.parametrize('noise', [.04, .08, .15])
 def test_nine_in_ten_of_what_is_ninety_per_cent_sure_is_right(noise):
     "Pooled over plantings, at the top and all along; the plain probability is not fit for that."
-    chance, right, plain = map(np.concatenate, zip(*(suggestions(*clouds(seed, noise=noise)) for seed in range(4)), strict=True))
+    chance, right, plain = pooled(noise=noise)
     sure = chance >= .9
     assert sure.sum() >= 100 and right[sure].mean() >= .9 and abs(right[sure].mean() - chance[sure].mean()) < .05
     for low, high in ((0, .2), (.2, .5), (.5, .9)):
         some = (chance >= low) & (chance < high)
-        assert some.sum() >= 40 and abs(right[some].mean() - chance[some].mean()) < .1, (low, some.sum(), chance[some].mean(), right[some].mean())
+        said, true = chance[some].mean(), right[some].mean()
+        assert some.sum() >= 40 and abs(true - said) < .1, (low, some.sum(), said, true)
     assert miss(plain, right) > .1 > .05 > miss(chance, right)
 
 
 def test_slips_between_two_classes_make_it_careful_not_bold():
-    chance, right, _ = map(np.concatenate, zip(*(suggestions(*clouds(seed, similar=True)) for seed in range(4)), strict=True))
+    chance, right, _ = pooled(similar=True)
     assert right[chance >= .9].mean() >= .9 and right[chance >= .5].mean() >= chance[chance >= .5].mean() - .03
 
 
@@ -80,7 +87,8 @@ def ds(tmp_path):
         label, path = (i % 3 + (i % 11 == 0)) % 3, f'images/x/{i:03}.png'
         (ds.path / 'images/x').mkdir(parents=True, exist_ok=True)
         Image.fromarray(rng.integers(0, 255, (64, 64, 3), dtype=np.uint8)).save(ds.path / path)
-        rows.append(dict(key=str(i), url=f'u{i}', given_label='abc'[label], status='review' if i == 200 else 'ok', path=path, sha256=f'{i:016x}', width=64, height=64,
+        rows.append(dict(key=str(i), url=f'u{i}', given_label='abc'[label], path=path, sha256=f'{i:016x}',
+                         status='review' if i == 200 else 'ok', width=64, height=64,
                          split=['train', 'valid', 'test'][i % 5 % 3]))
     write_manifest(ds.path / 'manifest.parquet', manifest_frame(rows))
     return ds
@@ -90,15 +98,15 @@ def numbers(issues): return issues.path.str[-7:-4].astype(int).to_numpy()
 
 
 def test_scores_and_probabilities_from_elsewhere(ds):
-    "The label score is cleanlab's self-confidence on the same probabilities, and cleanlab's other scores rank the labels when handed in."
+    "The label score is cleanlab's self-confidence on the same probabilities; its other scores rank when handed in."
     rng, n = np.random.default_rng(1), 240
     x = rng.normal(size=(n, 8)) + 4*np.eye(3, 8)[np.arange(n) % 3]
     p = rng.dirichlet([1, 1, 1], n)*.3 + .7*np.eye(3)[np.arange(n) % 3]
     y = ds.stored().label.map('abc'.index).to_numpy()
     mine = find_issues(ds, pred_probs=p, features=x)
     known = numbers(mine) != 200
-    ours, theirs = mine.label_score.to_numpy()[known], get_label_quality_scores(y, p, method='self_confidence')[numbers(mine)][known]
-    assert np.allclose(ours, theirs)
+    theirs = get_label_quality_scores(y, p, method='self_confidence')[numbers(mine)]
+    assert np.allclose(mine.label_score.to_numpy()[known], theirs[known])
     assert (mine.predicted_label.to_numpy() == np.array(list('abc'))[p.argmax(1)][numbers(mine)]).all()
     margin = get_label_quality_scores(y, p, method='normalized_margin')
     own = find_issues(ds, pred_probs=p, features=x, label_scores=margin)
@@ -112,14 +120,16 @@ def test_what_is_handed_in_is_checked(ds):
     x, p = np.random.default_rng(0).normal(size=(240, 8)), np.full((240, 3), 1/3)
     nan = p.copy()
     nan[3, 1] = np.nan
-    for more, said in [(dict(pred_probs=p[:9]), r'pred_probs has shape \(9, 3\)'), (dict(pred_probs=p*2), 'sum to 1'), (dict(pred_probs=nan), 'sum to 1'), (dict(features=x[:7]), 'features has 7 rows'),
-                       (dict(label_scores=np.zeros(5)), 'label_scores must be 240'), (dict(label_scores=[*[0.]*239, np.inf]), 'label_scores must be 240')]:
+    for more, said in [(dict(pred_probs=p[:9]), r'pred_probs has shape \(9, 3\)'), (dict(pred_probs=p*2), 'sum to 1'),
+                       (dict(pred_probs=nan), 'sum to 1'), (dict(features=x[:7]), 'features has 7 rows'),
+                       (dict(label_scores=np.zeros(5)), 'label_scores must be 240'),
+                       (dict(label_scores=[*[0.]*239, np.inf]), 'label_scores must be 240')]:
         with pytest.raises(UsageError, match=said): find_issues(ds, **(dict(features=x) | more))
     assert not (ds.path / 'predictions/issues.parquet').exists()
 
 
 def test_rules_act_on_the_chance_and_say_it(ds):
-    "`auto` at .9 relabels what is right with that chance or more, train and valid only; of planted mistakes nearly all such are right."
+    "`auto` at .9 relabels what is right with that chance or more, in train and valid; of planted mistakes nearly all."
     n = 240
     rng = np.random.default_rng(2)
     x = rng.normal(size=(n, 8)).astype(np.float32) + 6*np.eye(3, 8)[np.arange(n) % 3]
@@ -135,7 +145,8 @@ def test_rules_act_on_the_chance_and_say_it(ds):
 
 
 def test_a_reason_promises_no_more_than_the_chance():
-    row = pd.Series(dict(given_label='a', predicted_label='b', label_score=.02, issue_types='label', confidence=.93, outlier=.5))
+    row = pd.Series(dict(given_label='a', predicted_label='b', label_score=.02, issue_types='label', confidence=.93,
+                         outlier=.5))
     assert reason(row) == 'looks like b (93%), not a'
     assert reason(row.replace(.93, .18)) == 'may be b (18%) rather than a'
 
@@ -150,7 +161,8 @@ def test_a_class_that_its_judges_have_not_seen_is_named(ds, recwarn, alone):
     said = [str(w.message) for w in recwarn]
     assert not [t for t in said if 'populated' in t], said
     mine = [t for t in said if 'with a single image' in t]
-    assert len(mine) == (alone == 1) and all("1 class with a single image, duplicates not counted: 'rare'." in t for t in mine), said
+    named = "1 class with a single image, duplicates not counted: 'rare'."
+    assert len(mine) == (alone == 1) and all(named in t for t in mine), said
 
 
 def test_the_table_is_checked_when_it_is_read_and_forgets(ds):
