@@ -119,7 +119,7 @@ def test_a_decision_is_pale_until_the_kernel_says_it_is_on_the_disk(page):
     tile.nth(1).click()
     page.keyboard.press('x')
     assert [m['n'] for m in page.evaluate('() => window.kernel.asked') if m['do'] == 'decide'] == [1, 2]
-    pale = lambda: ['pending' in (tile.nth(i).get_attribute('class') or '') for i in range(3)]  # noqa: E731
+    def pale(): return ['pending' in (tile.nth(i).get_attribute('class') or '') for i in range(3)]
     assert pale() == [True, True, False]
     counts = dict(progress=dict(items=5, decided=2, left=3), can_undo=True, can_redo=False)
     decided = {0: ['exclude', '', 'ana', '']}

@@ -4,7 +4,6 @@ import os
 import subprocess
 import sys
 import warnings
-from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -137,8 +136,13 @@ def test_two_processes_write_one_log(tmp_path):
         return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     both = [start('ana'), start('bo')]
     for p in both: assert p.stdout.readline() == 'ready\n'
-    for p in both: p.stdin.write('go\n'); p.stdin.flush()  # noqa: E702
-    for p in both: assert p.wait(60) == 0; p.stdin.close(); p.stdout.close()  # noqa: E702
+    for p in both:
+        p.stdin.write('go\n')
+        p.stdin.flush()
+    for p in both:
+        assert p.wait(60) == 0
+        p.stdin.close()
+        p.stdout.close()
     lines = [json.loads(line) for line in decisions_of(ds).read_text('utf-8').splitlines()]
     assert [r['id'] for r in lines[1:]] == list(range(1, 121)), 'one head, every id once'
     assert {who: sum(r.get('who') == who for r in lines) for who in ('ana', 'bo')} == {'ana': 60, 'bo': 60}
