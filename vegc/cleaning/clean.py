@@ -26,7 +26,7 @@ def _csv_text(path: str | os.PathLike) -> str:
     except FileNotFoundError: raise UsageError(f'There is no decisions file {path}.') from None
     except UnicodeDecodeError: raise DatasetError(f'{path} is not UTF-8; save it again as UTF-8.') from None
 
-# %% ../../nbs/65_clean.ipynb #584e0895
+# %% ../../nbs/65_clean.ipynb #14175813
 def _csv_rows(path: str | os.PathLike) -> list[tuple[int, dict]]:  # the number of the line where each ends, and the row
     "Rows of a decisions CSV. Raises `UsageError`, `DatasetError`."
     text = _csv_text(path)
@@ -40,7 +40,7 @@ def _csv_rows(path: str | os.PathLike) -> list[tuple[int, dict]]:  # the number 
     if not missing: return rows
     raise DatasetError(f'{path} has no column {", ".join(sorted(missing))}; it needs path,action,label,who,why.')
 
-# %% ../../nbs/65_clean.ipynb #e0a06493
+# %% ../../nbs/65_clean.ipynb #e69cbb85
 def csv_decisions(
     path: str | os.PathLike,  # a CSV path,action,label,who,why; the last three may be missing
 ) -> list[dict]:
@@ -66,7 +66,7 @@ def _rule(r, confidence: float) -> dict | None:  # r: a row of issues
     return dict(action='relabel', label=r.predicted_label,
                 why=f'right with a chance of {r.confidence:.2f}, by models that have not seen it')
 
-# %% ../../nbs/65_clean.ipynb #19effbaf
+# %% ../../nbs/65_clean.ipynb #a7067ab4
 def rule_decisions(
     issues: pd.DataFrame,   # as from `find_issues`
     confidence: float,      # 0–1: least chance that another label is right
@@ -76,7 +76,7 @@ def rule_decisions(
     ruled = [(r.path, _rule(r, confidence)) for r in rows]
     return [dict(path=path) | decision for path, decision in ruled if decision]
 
-# %% ../../nbs/65_clean.ipynb #e1863a82
+# %% ../../nbs/65_clean.ipynb #ee1b7382
 def left_alone(
     issues: pd.DataFrame,           # as from `find_issues`
     rows: list[dict],               # what the rules would do
@@ -105,7 +105,7 @@ def _stands(row: dict, standing: dict[str, dict]) -> bool:
     label = row.get('label') or '' if row['action'] == 'relabel' else ''
     return (old['action'], old['label'] or '') == (row['action'], label)
 
-# %% ../../nbs/65_clean.ipynb #a90b1ddb
+# %% ../../nbs/65_clean.ipynb #32c5b78b
 def _check_known(session: Session, rows: list[dict]) -> None:
     "Raise `DatasetError` where decisions name an image or a class that does not exist."
     bad = [r['path'] for r in rows if r['path'] not in session.images.index]
@@ -115,7 +115,7 @@ def _check_known(session: Session, rows: list[dict]) -> None:
     raise DatasetError(f'{session.data.path} has no image or class {bad[0]!r}{more}, which a decision names; '
                        'nothing was applied.')
 
-# %% ../../nbs/65_clean.ipynb #814e4feb
+# %% ../../nbs/65_clean.ipynb #89edbfb6
 def apply_rows(session: Session, rows: list[dict]) -> Applied:
     "Write decisions as one step of the log, those that stand already aside. Raises `DatasetError`."
     _check_known(session, rows)
@@ -124,21 +124,21 @@ def apply_rows(session: Session, rows: list[dict]) -> Applied:
     lines = session.decide_all(new, call=session.log.known.calls + 1)
     return Applied(lines, {'decided so already': len(rows) - len(new)})
 
-# %% ../../nbs/65_clean.ipynb #2e9e8623
+# %% ../../nbs/65_clean.ipynb #92ab8f18
 def apply_rules(session: Session, issues: pd.DataFrame, confidence: float) -> Applied:
     "Decide by rule on what nobody has decided on."
     standing, rows = session.standing(), rule_decisions(issues, confidence)
     new = [r | dict(who='rule') for r in rows if r['path'] not in standing]
     return Applied(apply_rows(session, new).lines, left_alone(issues, rows, standing))
 
-# %% ../../nbs/65_clean.ipynb #ad864667
+# %% ../../nbs/65_clean.ipynb #a2658544
 def _step_of_last_call(known: DecisionState) -> int | None:
     "The step that the last standing call of `clean` wrote."
     calls = {known.lines[next(iter(ids))].get('call', 0): step for step, ids in known.steps.items()}
     last = max(calls, default=0)
     return calls[last] if last else None
 
-# %% ../../nbs/65_clean.ipynb #a650e9eb
+# %% ../../nbs/65_clean.ipynb #e12fbe41
 def undo_call(session: Session) -> Applied:
     "Take the last call of `clean` back. Raises `UsageError` where there is none."
     session.log.catch_up()
@@ -168,7 +168,7 @@ def clean(
     res.attrs['left_alone'] = {why: n for why, n in done.left_alone.items() if n}
     return res
 
-# %% ../../nbs/65_clean.ipynb #46cc6eac
+# %% ../../nbs/65_clean.ipynb #c5e8e625
 def _clean(data: Snapshot, decisions: str | os.PathLike | None, auto: float | None) -> Applied:  # both None: undo
     issues = pd.DataFrame(columns=['path', 'split']) if auto is None else _issues_for_rules(data)
     session = Session(data, issues, test=True)
@@ -178,7 +178,7 @@ def _clean(data: Snapshot, decisions: str | os.PathLike | None, auto: float | No
     session.close()
     return done
 
-# %% ../../nbs/65_clean.ipynb #9bb9bfbc
+# %% ../../nbs/65_clean.ipynb #e9c7bf26
 def _issues_for_rules(data: Snapshot) -> pd.DataFrame:
     from vegc.cleaning.issues import saved_issues  # here: it loads torch, which a table of decisions does not need
     issues = saved_issues(data)

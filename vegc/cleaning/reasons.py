@@ -20,14 +20,14 @@ def kinds(
     "Its issue types."
     return [t for t in str(item.issue_types or '').split(';') if t]
 
-# %% ../../nbs/63_reasons.ipynb #4438533a
+# %% ../../nbs/63_reasons.ipynb #b2a0b3c0
 def remarks(
     item: Any,  # a row of issues
 ) -> str:
     "In a few words what is the matter besides the label, for a small place."
     return ', '.join(_SHORT.get(t, t) for t in kinds(item) if t != 'label')
 
-# %% ../../nbs/63_reasons.ipynb #d4bc24f4
+# %% ../../nbs/63_reasons.ipynb #c3ecff93
 def percent(
     p: float,  # 0–1, or nan
 ) -> str:
@@ -36,7 +36,7 @@ def percent(
     if p > .995: return '>99%'
     return '<1%' if p < .005 else f'{p:.0%}'
 
-# %% ../../nbs/63_reasons.ipynb #10030a41
+# %% ../../nbs/63_reasons.ipynb #ad863520
 def _label_reason(item: Any, names: dict[str, str]) -> str:
     "What the image looks like instead of its label."
     given, better = (names.get(c, c) for c in (item.given_label, item.predicted_label))
@@ -48,7 +48,7 @@ def _off_topic_reason(item: Any) -> str:
     known = item.outlier == item.outlier  # not nan
     return 'is off-topic' + (f' (outlier score {item.outlier:.2f})' if known else '')
 
-# %% ../../nbs/63_reasons.ipynb #360a8077
+# %% ../../nbs/63_reasons.ipynb #94c91231
 def reason(
     item: Any,  # a row of issues: given_label, predicted_label, label_score, issue_types, confidence, outlier
     names: dict[str, str] | None=None,  # class → the name that people read
