@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from fastcore.meta import delegates
 
 from ..core import DatasetError, progress, sha256_hex
 from ..data.dataset import DatasetLike, Snapshot, snapshot
@@ -26,7 +27,7 @@ from ..splits.folds import group_folds
 from ..training.probes import (head_probabilities, logistic_probe, out_of_fold, unlearned_body, unlearned_features)
 from ..training.stages import StageInfo, stage_info
 
-# %% ../../nbs/72_crossval.ipynb #05848dcd
+# %% ../../nbs/72_crossval.ipynb #c90471fd
 METHOD = 2  # of judging out of fold; another number makes the tables on disk be made again
 
 def features_mark(
@@ -35,7 +36,7 @@ def features_mark(
     "Names features by what they are: the images, body, size and precision that made them all show in it."
     return sha256_hex(np.ascontiguousarray(x).reshape(-1).view(np.uint8))
 
-# %% ../../nbs/72_crossval.ipynb #e1038fef
+# %% ../../nbs/72_crossval.ipynb #1de5755f
 @dataclass
 class Folds:
     "Images of some splits, dealt over folds."
@@ -49,7 +50,7 @@ class Folds:
         "Class numbers [n]."
         return self.rows.label.map({c: i for i, c in enumerate(self.classes)}).to_numpy(int)
 
-# %% ../../nbs/72_crossval.ipynb #ffbf4444
+# %% ../../nbs/72_crossval.ipynb #7af7163f
 def dealt_folds(
     data: Snapshot,
     labels: str,            # current or given
@@ -64,7 +65,7 @@ def dealt_folds(
     fold = group_folds(rows.label.to_numpy(object), groups.to_numpy(object), k, seed)
     return Folds(rows, groups, fold, sorted(rows.label.unique()))
 
-# %% ../../nbs/72_crossval.ipynb #8177ba63
+# %% ../../nbs/72_crossval.ipynb #b8f2fdc4
 def judged_by_heads(
     x: np.ndarray,      # features [n, d]
     folds: Folds,
@@ -77,7 +78,7 @@ def judged_by_heads(
         p[fold == f] = head_probabilities(x[fold != f], y[fold != f], x[fold == f], c, **how)
     return p
 
-# %% ../../nbs/72_crossval.ipynb #c22d2c0b
+# %% ../../nbs/72_crossval.ipynb #7de6f88a
 def frozen_epochs(
     info: StageInfo,
 ) -> int:             # 8 where it has no frozen part
@@ -126,7 +127,8 @@ def grouped_interval(
     low, high = share_intervals([p*worth], [worth])
     return float(low[0]), float(high[0])
 
-# %% ../../nbs/72_crossval.ipynb #fd9a8d2f
+# %% ../../nbs/72_crossval.ipynb #a8f169f0
+@delegates(cross_validated_predictions)
 def cross_validate(
     dataset: DatasetLike,
     stage: str,     # as for `cross_validated_predictions`
@@ -179,7 +181,7 @@ def out_of_fold_predictions(
     p = kept_probabilities(data, 'out-of-fold', made_of, rows.path, classes, judge)
     return predictions_frame(rows, p, classes)
 
-# %% ../../nbs/72_crossval.ipynb #c73462f6
+# %% ../../nbs/72_crossval.ipynb #b3ad76ac
 @dataclass
 class HeldOut:
     "The train part to learn from, and the images of another split to be asked about."
@@ -199,7 +201,7 @@ class HeldOut:
         "Class numbers [n]."
         return self.rows.label.map({c: i for i, c in enumerate(self.classes)}).to_numpy(int)
 
-# %% ../../nbs/72_crossval.ipynb #6a6bbe74
+# %% ../../nbs/72_crossval.ipynb #a2761eb6
 def held_out(
     data: Snapshot,
     split: str,            # the other part
@@ -230,7 +232,7 @@ def linear_predictions(
     fit = logistic_probe().fit(x[h.train], h.rows.label[h.train])
     return predictions_frame(h.held, fit.predict_proba(x[~h.train]), list(fit.classes_))
 
-# %% ../../nbs/72_crossval.ipynb #bf5c1177
+# %% ../../nbs/72_crossval.ipynb #8a1360ff
 def erase(
     root: Path,           # a dataset's folder
     gone: Gone,
