@@ -104,7 +104,7 @@ def as_svg(
     buf, alt = io.StringIO(), alt_of(ax)
     nothing = dict.fromkeys(('Date', 'Creator', 'Format', 'Type'))
     # ids differ from plot to plot, not from run to run
-    with plt.rc_context({'svg.fonttype': 'none', 'svg.hashsalt': alt}):
+    with plt.rc_context({'svg.fonttype': 'none', 'svg.hashsalt': ax.get_title() + alt}):
         ax.get_figure(root=True).savefig(buf, format='svg', transparent=True, metadata=nothing)
     svg = re.sub('|'.join(_NOT_FOR_A_PAGE), '', buf.getvalue(), flags=re.DOTALL)
     svg = re.sub(r'(?<=[>"])\s+(?=<)', '', re.sub(r'\s*\n\s*', ' ', svg[svg.index('<svg'):]))

@@ -139,7 +139,8 @@ def learner_table(
     "One pass of a plain fastai learner. Raises `UsageError` where its items are no files."
     dl = learn.dls[ds_idx].new(shuffle=False, drop_last=False)  # the train loader would shuffle
     if not all(isinstance(i, (str, os.PathLike)) for i in dl.dataset.items):
-        raise UsageError('The items of this learner are no paths; use a dataset of vegc, or give a table of predictions.')
+        raise UsageError('The items of this learner are no paths; use a dataset of vegc, '
+                         'or give a table of predictions.')
     p, true = learn.get_preds(dl=dl)
     labels = [classes[int(t)] for t in true]
     paths = [str(i) for i in dl.dataset.items]
@@ -197,9 +198,11 @@ def print_classification_report(self: ClassifierInterpretation) -> None:
     def row(name, precision, recall, interval, f1, n, note=''):
         return {'class': name, 'precision': precision, 'recall': recall, '95 %': interval, 'f1': f1, 'n': n, '': note}
     per, s = self.metrics.per_class, self.metrics.scores
-    rows = [row(self.names.get(r['class'], r['class']), r['precision'], r['recall'],
-                f'{r["recall_low"]:.2f}–{r["recall_high"]:.2f}', r['f1'], r['n'], '' if r['enough'] else 'too few to say')
-            for r in per.to_dict('records')]
+    rows = []
+    for r in per.to_dict('records'):
+        name, interval = self.names.get(r['class'], r['class']), f'{r["recall_low"]:.2f}–{r["recall_high"]:.2f}'
+        note = '' if r['enough'] else 'too few to say'
+        rows.append(row(name, r['precision'], r['recall'], interval, r['f1'], r['n'], note))
     low, high = self.metrics.intervals['accuracy']
     total, interval = int(per.n.sum()), f'{low:.2f}–{high:.2f}'
     rows.append(row('macro', s['macro_precision'], s['balanced_accuracy'], '', s['macro_f1'], total))
@@ -267,7 +270,7 @@ def plot_top_losses(self: ClassifierInterpretation,
     heat: bool=False,          # lay over each what the network looked at
     **kw,
 ) -> Axes:
-    "The worst mistakes. Other arguments as of `vegc.plots.pictures.plot_top_losses`; also fastai's figsize, dpi, ncols."
+    "The worst mistakes. Other arguments as of `pictures.plot_top_losses`; fastai's figsize, dpi, ncols too."
     rows = self.top_losses(None, largest)[1]
     chosen = rows[:k] if isinstance(k, int) else [rows[i] for i in k]
     return self.show_results(chosen, largest=largest, heat=heat, **kw)
@@ -286,7 +289,7 @@ def plot_mistakes(self: ClassifierInterpretation, label: str, **kw) -> Axes:
 # %% ../../nbs/83_interpret.ipynb #c139b150
 @patch
 def plot_confusion_matrix(self: ClassifierInterpretation, normalize: bool=False, **kw) -> Axes:
-    "The confusion matrix, or shares of the true class. Arguments as of `plot_confusion`; also fastai's figsize and dpi."
+    "The confusion matrix, or shares of the true class. Arguments as of `plot_confusion`; fastai's figsize and dpi too."
     given = dict(names=self.names, shares=normalize, groups=self.groups)
     return charts.plot_confusion(self.metrics, **given | in_our_words(kw))
 
