@@ -47,7 +47,7 @@ check:
 	$(ONE_THREAD) MPLBACKEND=Agg $(BIN)/python -m pytest -q -n $(WORKERS) tests
 
 export: $(VENV)/.installed-dev
-	$(BIN)/nbdev-export
+	$(BIN)/python .ci/export.py
 
 readme: $(VENV)/.installed-dev
 	$(BIN)/python .ci/readme.py
