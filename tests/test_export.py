@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from vegc import cli
 from vegc.acquire.add import add
-from vegc.cleaning.issues import bulk_distance, fit_bulk
+from vegc.cleaning.outliers import bulk_distance, fit_bulk
 from vegc.core import VegcError
 from vegc.data.dataset import ImageDataset
 from vegc.evaluation.evaluate import evaluate, evaluate_file, stage_temperature

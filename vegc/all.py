@@ -34,20 +34,21 @@ from .splits.copies import duplicate_pairs, duplicates
 from .splits.folds import folds
 from .splits.split import SplitCounts, split, split_counts, split_log
 
-# %% ../nbs/99_all.ipynb #7fe201fb
+# %% ../nbs/99_all.ipynb #f9242cc7
 from .training.loaders import datablock, dataloaders
 from .training.stages import LeakError, save_stage, stage_info, stages
 from .training.learner import image_learner
 from .training.fit import fit_body, fit_head, suggest_lr
 from .training.train import load_stage, train
 from .training.probes import head_probabilities, out_of_fold
-from .cleaning.issues import find_issues, merge_queues, outlier_scores, saved_issues
+from .cleaning.outliers import outlier_scores
+from .cleaning.issues import find_issues, merge_queues, saved_issues
 from .cleaning.session import Session, worst_table
 from .cleaning.clean import clean
 from .cleaning.widget import ImageCleaner
 from .cleaning.review_page import review_page
 
-# %% ../nbs/99_all.ipynb #9502a33f
+# %% ../nbs/99_all.ipynb #c70cc9f4
 from .evaluation.metrics import Metrics, metrics_of, most_confused
 from .evaluation.predictions import embeddings, predictions
 from .evaluation.crossval import cross_validate, cross_validated_predictions, out_of_fold_predictions

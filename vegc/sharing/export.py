@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from ..cleaning.issues import bulk_distance, fit_bulk
+from ..cleaning.outliers import Bulk, bulk_distance, fit_bulk
 from ..core import VegcError, warn
 from ..data.dataset import DatasetLike, Snapshot, snapshot
 from ..evaluation.evaluate import stage_temperature
@@ -48,11 +48,11 @@ class WithOutlier(torch.nn.Sequential):
     @torch.no_grad()
     def __init__(self,
         model: torch.nn.Sequential,        # body and head
-        bulk: tuple,                       # as from `fit_bulk`, of the train images
+        bulk: Bulk,                        # as from `fit_bulk`, of the train images
         valid: Iterable[torch.Tensor],     # batches of valid images, 0–1 RGB [n, 3, height, width]
     ):
         super().__init__(*model.cpu().eval())
-        for name, t in zip(('mean', 'axes', 'variance', 'rest'), bulk, strict=True):
+        for name, t in bulk._asdict().items():
             self.register_buffer(f'bulk_{name}', torch.tensor(t, dtype=torch.float32))
         self.register_buffer('bulk_valid', torch.cat([self.distance(self[0](x)) for x in valid]).sort().values)
 
@@ -66,7 +66,7 @@ class WithOutlier(torch.nn.Sequential):
         nearer = torch.searchsorted(self.bulk_valid, self.distance(fmap))
         return self[1](fmap), nearer/len(self.bulk_valid)
 
-# %% ../../nbs/91_export.ipynb #76f2b877
+# %% ../../nbs/91_export.ipynb #7cdf42e9
 def _sampled_paths(data: Snapshot, stage: str, part: str, most: int) -> list[str]:
     "Paths of a split's images in random order, at most so many."
     return predictions(data, stage, part).path.sample(frac=1, random_state=0)[:most].tolist()
@@ -86,7 +86,7 @@ def with_outlier(
     batches = pixel_batches([data.file(p) for p in valid], info.size)
     return WithOutlier(fold_batchnorm(model, info.size), bulk, batches), dict(train=len(train), valid=len(valid))
 
-# %% ../../nbs/91_export.ipynb #bad5a20c
+# %% ../../nbs/91_export.ipynb #b79f0cfe
 def _about(data: Snapshot, info: StageInfo) -> dict:
     "What a model file says of its stage."
     return dict(
@@ -95,7 +95,7 @@ def _about(data: Snapshot, info: StageInfo) -> dict:
         names=[data.names.get(c, c) for c in info.classes], trained_on=len(info.trained_on), best=info.best,
         versions=info.versions, created=info.created)
 
-# %% ../../nbs/91_export.ipynb #add2f17a
+# %% ../../nbs/91_export.ipynb #297f72f1
 def export(
     dataset: DatasetLike,
     stage: str,                  # name of a stage
