@@ -15,21 +15,27 @@ from vegc.data.forget import OWNED, forget
 from vegc.data.folder import Gone
 
 # Words in the code that name a file, and the modules that may say them. Made from the table; `data.forget` holds the table.
-NAMED = {'manifest.parquet', 'journal.jsonl', 'ATTRIBUTION.csv', 'decisions.jsonl', 'labels.csv', 'cleaned.csv', 'splits.jsonl',
+NAMED = {'manifest.parquet', 'journal.jsonl', 'ATTRIBUTION.csv', 'decisions.jsonl', 'labels.csv', 'cleaned.csv',
+         'splits.jsonl',
          'dataset.toml', 'classes.csv', 'optout.txt', 'forgotten.json', 'test-looks.jsonl', 'cross-validated.parquet',
-         'out-of-fold.parquet', 'issues.parquet', 'stage.json', 'weights.safetensors', 'unfinished.pt', '.lock', '.decisions.lock'}
+         'out-of-fold.parquet', 'issues.parquet', 'stage.json', 'weights.safetensors', 'unfinished.pt', '.lock',
+         '.decisions.lock'}
 READ_TOO = {'dataset.toml': {'core', 'data.dataset'}, 'classes.csv': {'data.dataset'}, 'optout.txt': {'data.optout'},
             # `run` keeps manifest and journal together under the lock; of the journal ingest asks what a killed run wrote
-            'manifest.parquet': {'data.manifest', 'data.dataset'}, 'journal.jsonl': {'data.manifest', 'data.dataset', 'acquire.store'},
-            '.lock': {'data.dataset'}, '.decisions.lock': {'data.decisions'}, 'unfinished.pt': {'training.stages', 'training.train'}}
-HAND_OUT = {'data.handover', 'demo', 'cli', 'acquire.shards'}  # write such files elsewhere: a folder handed on, a demo's copy, shards
+            'manifest.parquet': {'data.manifest', 'data.dataset'},
+            'journal.jsonl': {'data.manifest', 'data.dataset', 'acquire.store'},
+            '.lock': {'data.dataset'}, '.decisions.lock': {'data.decisions'},
+            'unfinished.pt': {'training.stages', 'training.train'}}
+# write such files elsewhere: a folder handed on, a demo's copy, shards
+HAND_OUT = {'data.handover', 'demo', 'cli', 'acquire.shards'}
 
 
 def owner_of(name):
     "The modules that may name a file."
     if name in READ_TOO: return READ_TOO[name]
     return {o.owner for o in OWNED if fnmatch.fnmatch(f'x/{name}', f'*/{o.files.rpartition("/")[2]}')
-            and ('*' not in o.files.rpartition('/')[2] or name in ('stage.json', 'weights.safetensors'))} or {'training.stages'}
+            and ('*' not in o.files.rpartition('/')[2]
+                 or name in ('stage.json', 'weights.safetensors'))} or {'training.stages'}
 
 
 def modules():
@@ -40,9 +46,11 @@ def modules():
 
 def said_in(tree):
     "Text in a module that is no docstring."
-    docs = {id(n.body[0].value) for n in ast.walk(tree) if isinstance(n, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef))
+    docs = {id(n.body[0].value) for n in ast.walk(tree)
+            if isinstance(n, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef))
             and n.body and isinstance(n.body[0], ast.Expr)}
-    return [n.value for n in ast.walk(tree) if isinstance(n, ast.Constant) and isinstance(n.value, str) and id(n) not in docs]
+    return [n.value for n in ast.walk(tree) if isinstance(n, ast.Constant) and isinstance(n.value, str)
+            and id(n) not in docs]
 
 
 def is_path(text, name): return text == name or text.endswith('/' + name)
@@ -62,7 +70,8 @@ def test_every_owner_can_erase():
 
 
 def test_no_module_but_the_owners_erases():
-    have = {module for module, tree in modules() if any(isinstance(n, ast.FunctionDef) and n.name == 'erase' for n in tree.body)}
+    have = {module for module, tree in modules()
+            if any(isinstance(n, ast.FunctionDef) and n.name == 'erase' for n in tree.body)}
     assert have <= {o.owner for o in OWNED}
 
 
@@ -74,7 +83,8 @@ class Writes:
         if not self.on or event not in ('open', 'os.rename', 'os.remove', 'os.truncate'): return
         if event == 'open' and not (isinstance(args[1], str) and set(args[1]) & set('wax+')): return
         for path in args[:2] if event == 'os.rename' else args[:1]:
-            if isinstance(path, (str, os.PathLike)) and os.path.realpath(path).startswith(self.root + os.sep): self.note(path)
+            if isinstance(path, (str, os.PathLike)) and os.path.realpath(path).startswith(self.root + os.sep):
+                self.note(path)
 
     def note(self, path):
         where = os.path.relpath(os.path.realpath(path), self.root)
@@ -123,7 +133,8 @@ def test_what_is_forgotten_is_in_no_file(tmp_path):
     A.evaluate(ds, 'raw')
     A.report(ds, 'raw')
     row = ds.images.iloc[5]
-    with open(tmp_path/'decide.csv', 'w') as f: f.write(f'path,action,label,who,why\n{row.path},keep,,me,my own child\n')
+    with open(tmp_path/'decide.csv', 'w') as f:
+        f.write(f'path,action,label,who,why\n{row.path},keep,,me,my own child\n')
     A.clean(ds, decisions=tmp_path/'decide.csv')
     done = forget(ds, row.path)
     assert done.rows == 1 and row.path in done.files

@@ -53,17 +53,21 @@ READERS = {
     'stages': (lambda ds, out: A.stages(ds), set()),
     'plot_samples': (lambda ds, out: A.plot_samples(ds), set()),
     'duplicate_pairs': (lambda ds, out: A.duplicate_pairs(snapshot(ds), snapshot(ds).images), {FEATURES}),
-    'snapshot': (lambda ds, out: [getattr(snapshot(ds), name) for name in ('df', 'images', 'labels', 'classes', 'vocab')], set()),
+    'snapshot': (lambda ds, out: [getattr(snapshot(ds), name)
+                                  for name in ('df', 'images', 'labels', 'classes', 'vocab')], set()),
     'export_folder': (lambda ds, out: A.export_folder(ds, out/'folder'), set()),
     'to_hf': (lambda ds, out: A.to_hf(ds), set()),
-    'ClassifierInterpretation': (lambda ds, out: look_around(A.ClassifierInterpretation.from_stage(ds, 'raw')), PREDICTIONS),
+    'ClassifierInterpretation': (lambda ds, out: look_around(A.ClassifierInterpretation.from_stage(ds, 'raw')),
+                                 PREDICTIONS),
 }
-WRITERS = {'ingest', 'add', 'split', 'train', 'clean', 'forget', 'ImageDataset', 'Session', 'ImageCleaner', 'demo', 'save_stage'}
+WRITERS = {'ingest', 'add', 'split', 'train', 'clean', 'forget', 'ImageDataset', 'Session', 'ImageCleaner', 'demo',
+           'save_stage'}
 
 
 def look_around(interp):
     "What an interpretation draws and says."
-    for name in ('plot_confusion_matrix', 'plot_most_confused', 'plot_per_class', 'plot_top_losses', 'explain'): getattr(interp, name)()
+    for name in ('plot_confusion_matrix', 'plot_most_confused', 'plot_per_class', 'plot_top_losses', 'explain'):
+        getattr(interp, name)()
 
 
 def test_every_function_that_takes_a_dataset_is_known_as_a_reader_or_a_writer():
@@ -78,7 +82,8 @@ def whole(tmp_path_factory): return tiny.make(tmp_path_factory.mktemp('whole'))
 
 
 @pytest.fixture(scope='module')
-def bare(tmp_path_factory): return tiny.make(tmp_path_factory.mktemp('bare'), splits=False, stages=False, decisions=False)
+def bare(tmp_path_factory):
+    return tiny.make(tmp_path_factory.mktemp('bare'), splits=False, stages=False, decisions=False)
 
 
 def changed(before, after):
@@ -104,7 +109,8 @@ def test_a_reader_writes_nothing_but_its_own_cache(name, whole, tmp_path):
     assert strange(changed(before, tiny.contents(ds.path)), may) == set()
 
 
-NEEDS_NO_SPLITS = {'find_issues', 'saved_issues', 'duplicates', 'class_facts', 'split_counts', 'split_log', 'stages', 'plot_samples',
+NEEDS_NO_SPLITS = {'find_issues', 'saved_issues', 'duplicates', 'class_facts', 'split_counts', 'split_log', 'stages',
+                   'plot_samples',
                    'duplicate_pairs', 'snapshot', 'to_hf', 'cached_features', 'datablock', 'report'}
 
 
@@ -134,7 +140,8 @@ VERBS = {
     'evaluate': (['evaluate', 'DS', '--stage', 'raw', '--json'], PREDICTIONS | JUDGED | {FEATURES}),
     'find-issues': (['find-issues', 'DS', '--stage', 'raw', '--csv', 'OUT/issues.csv'], ISSUES | {FEATURES}),
     'compare': (['compare', 'DS', 'raw', 'more'], PREDICTIONS | LOOKS),
-    'report': (['report', 'DS', '--stage', 'raw', '--out', 'OUT/report.html'], PREDICTIONS | JUDGED | LOOKS | {FEATURES}),
+    'report': (['report', 'DS', '--stage', 'raw', '--out', 'OUT/report.html'],
+               PREDICTIONS | JUDGED | LOOKS | {FEATURES}),
     'export': (['export', 'DS', 'raw', 'OUT/model.safetensors'], PREDICTIONS | {FEATURES}),
 }
 

@@ -26,7 +26,8 @@ def whole(tmp_path_factory): return tiny.make(tmp_path_factory.mktemp('stranger'
 def ds(whole, tmp_path):
     "A copy of a dataset, and files of a victim beside it."
     (tmp_path/'victim/dir').mkdir(parents=True)
-    for name in ('thesis.txt', 'lock', 'looks', 'log', 'dir/a.png'): (tmp_path/'victim'/name).write_text('mine\nwithout end')
+    for name in ('thesis.txt', 'lock', 'looks', 'log', 'dir/a.png'):
+        (tmp_path/'victim'/name).write_text('mine\nwithout end')
     return tiny.copy(whole, tmp_path)
 
 
@@ -36,7 +37,8 @@ def verbs(ds, tmp_path):
     (tmp_path/'decide.csv').write_text(f'path,action,label,who,why\n{next(iter(ds_paths(ds)), "x")},keep,,,\n')
     calls = [lambda: add(more, ds.path), lambda: A.split(ds.path), lambda: A.evaluate(ds.path, 'raw', 'test'),
              lambda: A.find_issues(ds.path), lambda: A.clean(ds.path, decisions=tmp_path/'decide.csv'),
-             lambda: A.clean(ds.path, auto=.9), lambda: A.report(ds.path, 'raw'), lambda: A.compare(ds.path, 'raw', 'more'),
+             lambda: A.clean(ds.path, auto=.9), lambda: A.report(ds.path, 'raw'),
+             lambda: A.compare(ds.path, 'raw', 'more'),
              lambda: A.export(ds.path, 'raw', tmp_path/'m.safetensors'), lambda: A.embeddings(ds.path, 'raw'),
              lambda: A.train(ds.path, arch='small_cnn', size=32, epochs=(0, 1), stage='new'),
              lambda: ImageDataset(ds.path).export_folder(tmp_path/'out'), lambda: ImageDataset(ds.path).write_cleaned(),
@@ -80,10 +82,13 @@ HOSTILE = {
     'manifest: path of another owner': lambda ds: set_cell(ds, path='dataset.toml'),
     'manifest: label is a path': lambda ds: set_cell(ds, given_label=str(ds.path.parent/'victim')),
     'manifest: label goes up': lambda ds: set_cell(ds, given_label='..'),
-    'journal: path up': lambda ds: append(ds.path/'journal.jsonl', key='0123456789abcdef', url='x', given_label='zero', status='ok',
+    'journal: path up': lambda ds: append(ds.path/'journal.jsonl', key='0123456789abcdef', url='x', given_label='zero',
+                                          status='ok',
                                           path='../victim/thesis.txt'),
-    'decisions: path up': lambda ds: append(ds.path/'decisions.jsonl', id=99, path='../victim/thesis.txt', action='keep'),
-    'decisions: label goes up': lambda ds: append(ds.path/'decisions.jsonl', id=99, path=ds.images.path.iloc[3], action='relabel',
+    'decisions: path up': lambda ds: append(ds.path/'decisions.jsonl', id=99, path='../victim/thesis.txt',
+                                            action='keep'),
+    'decisions: label goes up': lambda ds: append(ds.path/'decisions.jsonl', id=99, path=ds.images.path.iloc[3],
+                                                  action='relabel',
                                                   label='../../victim'),
     'classes.csv: slug goes up': lambda ds: (ds.path/'classes.csv').write_text('slug,merge_into\nzero,../../victim\n'),
     'link: .lock': lambda ds: to_victim(ds, '.lock', 'lock'),
@@ -111,7 +116,8 @@ def test_nothing_outside_is_changed_or_taken_in(what, ds, tmp_path):
     said = verbs(ds, tmp_path)
     assert tiny.contents(tmp_path/'victim') == victim
     if (tmp_path/'out').exists(): assert not inside & set(tiny.contents(tmp_path/'out').values())
-    if not what.startswith('link') or what in ('link: images', 'link: models', 'link: decisions.jsonl'): assert said, 'it is refused'
+    if not what.startswith('link') or what in ('link: images', 'link: models', 'link: decisions.jsonl'):
+        assert said, 'it is refused'
 
 
 def test_a_manifest_that_leads_outside_is_refused_in_a_sentence(ds):
@@ -139,14 +145,16 @@ def test_the_command_line_does_not_import_it_either(ds, tmp_path):
     record = ds.path/'models/raw/stage.json'
     record.write_text(json.dumps(json.loads(record.read_text()) | dict(arch='evil:make')))
     env = dict(os.environ, PYTHONPATH=os.pathsep.join([str(tmp_path), os.environ.get('PYTHONPATH', '')]))
-    for words in (['evaluate', ds.path, '--stage', 'raw'], ['report', ds.path], ['find-issues', ds.path, '--stage', 'raw']):
+    for words in (['evaluate', ds.path, '--stage', 'raw'], ['report', ds.path],
+                  ['find-issues', ds.path, '--stage', 'raw']):
         done = subprocess.run([PROGRAM, *words], cwd=tmp_path, env=env, capture_output=True, text=True)
         assert done.returncode in (1, 2) or words[0] == 'report', done.stderr
         assert 'Traceback' not in done.stderr
     assert not (tmp_path/'PWNED').exists()
 
 
-@pytest.mark.parametrize('change', [dict(classes='zero'), dict(classes=['../x', 'one', 'two']), dict(size=[0]), dict(history={}),
+@pytest.mark.parametrize('change', [dict(classes='zero'), dict(classes=['../x', 'one', 'two']), dict(size=[0]),
+                                    dict(history={}),
                                     dict(arch=7), dict(trained_on='all'), dict(start=['raw'])])
 def test_a_stage_record_of_other_types_is_refused(change, ds):
     record = ds.path/'models/raw/stage.json'

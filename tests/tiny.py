@@ -34,7 +34,8 @@ def make(folder, *, splits=True, stages=True, decisions=True):
     add(draw(folder/'pictures'), ds)
     if splits: split(ds)
     if stages:
-        for stage, seed in (('raw', 42), ('more', 7)): train(ds, arch='small_cnn', size=32, epochs=(0, 2), stage=stage, seed=seed)
+        for stage, seed in (('raw', 42), ('more', 7)):
+            train(ds, arch='small_cnn', size=32, epochs=(0, 2), stage=stage, seed=seed)
     if decisions:
         find_issues(ds)
         path = ds.images.path[ds.images.split == 'train'].iloc[0] if splits else ds.images.path.iloc[0]
@@ -51,4 +52,5 @@ def copy(ds, folder):
 def contents(root):
     "Every file below a folder, and a hash of its bytes; links by where they lead."
     def mark(p): return f'-> {p.readlink()}' if p.is_symlink() else hashlib.sha256(p.read_bytes()).hexdigest()
-    return {p.relative_to(root).as_posix(): mark(p) for p in sorted(Path(root).rglob('*')) if p.is_symlink() or p.is_file()}
+    return {p.relative_to(root).as_posix(): mark(p) for p in sorted(Path(root).rglob('*')) if p.is_symlink()
+            or p.is_file()}
