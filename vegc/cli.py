@@ -52,7 +52,7 @@ def _table(
     text = table_text([_jsonable(r) for r in _rows(frame.head(limit))])
     return text if len(frame) <= limit else f'{text}\n… and {len(frame) - limit} more rows'
 
-# %% ../nbs/98_cli.ipynb #40d38284
+# %% ../nbs/98_cli.ipynb #aa47ba25
 def _print_json(facts: dict) -> None:
     "One JSON object on standard output."
     print(json.dumps(_jsonable(facts), ensure_ascii=False))
@@ -90,7 +90,7 @@ def _print_error(text: str) -> None:
     "One line on standard error."
     print(text, file=sys.stderr, flush=True)
 
-# %% ../nbs/98_cli.ipynb #bd754ef5
+# %% ../nbs/98_cli.ipynb #43028466
 @contextlib.contextmanager
 def _warnings_as_lines() -> Iterator[None]:
     "Show each `VegcWarning` once, as a line on standard error; other warnings only while debugging."
@@ -125,7 +125,7 @@ def _errors_as_sentences() -> Iterator[None]:
         _print_error(text)
         raise typer.Exit(code) from None
 
-# %% ../nbs/98_cli.ipynb #b2ab2946
+# %% ../nbs/98_cli.ipynb #8df31d7d
 def _call(
     f: Callable,  # the function that a verb is named after
     *args,
@@ -134,7 +134,7 @@ def _call(
     "Call a function with standard output turned to standard error."
     with contextlib.redirect_stdout(sys.stderr): return f(*args, **kw)
 
-# %% ../nbs/98_cli.ipynb #a93a409c
+# %% ../nbs/98_cli.ipynb #c4511360
 def _comments(
     lines: list[str],    # of a source text
 ) -> dict[int, str]:     # line number: the comment on it
@@ -167,7 +167,7 @@ def _comment_at(line: int, comments: dict[int, str], parameters: dict[int, str])
     while (line := line - 1) in comments and line not in parameters: above.insert(0, comments[line])
     return ' '.join(above)
 
-# %% ../nbs/98_cli.ipynb #b759a2cd
+# %% ../nbs/98_cli.ipynb #648c169c
 def _help_text(comment: str) -> str:
     "A parameter's comment as a flag's help."
     text = comment.replace('None:', 'if not given:')
@@ -207,7 +207,7 @@ _Version = Annotated[bool, typer.Option('--version', callback=_print_version, is
 def _vegc(version: _Version=False):
     "From folders of scraped image URLs to an image classifier you can defend."
 
-# %% ../nbs/98_cli.ipynb #f217a947
+# %% ../nbs/98_cli.ipynb #92fcfacf
 def _without_negation(f: Callable) -> None:
     "Give each flag of a verb that is off by default one spelling: `--overwrite`, and no `--no-overwrite`."
     for name, p in inspect.signature(f).parameters.items():
@@ -229,7 +229,7 @@ def verb(
         return f
     return register
 
-# %% ../nbs/98_cli.ipynb #ad654d00
+# %% ../nbs/98_cli.ipynb #bc8303e7
 def main() -> None:
     "The console script `vegc`."
     atexit.register(gc.freeze)  # at the end nothing has to be looked through for rings of garbage
@@ -267,14 +267,14 @@ def _plan(
     if as_json: _print_json(p.to_dict() | (dict(robots=closed) if robots else {}))
     else: print(f'{p}\n\n{_robots_text(closed)}' if robots else p)
 
-# %% ../nbs/98_cli.ipynb #42950e6b
+# %% ../nbs/98_cli.ipynb #a051ca32
 def _save_chart(ax, file: Path) -> None:
     "Write a chart into a file. Raises `UsageError` for an ending that stands for no image."
     try: ax.figure.savefig(file, dpi=150)
     except ValueError as e: raise UsageError(f'{file}: {e}') from None
     _print_error(f'{file} written.')
 
-# %% ../nbs/98_cli.ipynb #5758ef74
+# %% ../nbs/98_cli.ipynb #d58883bb
 def _robots_facts(p, allow_hosts: str) -> dict:
     "What robots.txt closes: hosts, urls, closed, share, by_host."
     from vegc.acquire.ingest import ask_robots
@@ -301,7 +301,7 @@ def _uncollected() -> Iterator[None]:
         gc.freeze()
         gc.enable()
 
-# %% ../nbs/98_cli.ipynb #ae758d51
+# %% ../nbs/98_cli.ipynb #4e9f6c21
 @verb('ingest', 'vegc.acquire.ingest:ingest')
 def _ingest(
     lists: _Lists, dataset: _Dataset, max_per_class: int | None=None, max_size: int | None=None,
@@ -323,7 +323,7 @@ def _ingest(
     if ray is not None: keywords |= dict(shards=shards, address='' if ray == 'local' else ray)
     _print_ingest('ingest' if ray is None else 'ingest_on_ray', lists, dataset, keywords, as_json)
 
-# %% ../nbs/98_cli.ipynb #01551a2e
+# %% ../nbs/98_cli.ipynb #7cdfcb34
 def _print_ingest(name: str, lists: Path, dataset: Path, keywords: dict, as_json: bool) -> None:
     "Run `ingest` or `ingest_on_ray` and print the result."
     # there is nothing to multiply here, and NumPy's threads wait busily
@@ -336,7 +336,7 @@ def _print_ingest(name: str, lists: Path, dataset: Path, keywords: dict, as_json
         raise
     _print_result(result, as_json)
 
-# %% ../nbs/98_cli.ipynb #296c6706
+# %% ../nbs/98_cli.ipynb #7abbb1eb
 @verb('search', 'vegc.acquire.sources:search')
 def _search(
     query: Annotated[str, _argument('QUERY', 'What to look for; for inaturalist the name of a taxon.')],
@@ -349,7 +349,7 @@ def _search(
                   token=token, base=base, pause=pause)
     _print_list(found, write_list(found, lists), as_json)
 
-# %% ../nbs/98_cli.ipynb #87f51512
+# %% ../nbs/98_cli.ipynb #7877cbc7
 @verb('harvest', 'vegc.acquire.sources:read_page')
 def _harvest(
     page: Annotated[Path, _argument('PAGE', 'An .html file as the browser saved it.')],
@@ -360,7 +360,7 @@ def _harvest(
     found = _call(read_page, page, label=label, base=base)
     _print_list(found, write_list(found, lists), as_json)
 
-# %% ../nbs/98_cli.ipynb #43ac5fc8
+# %% ../nbs/98_cli.ipynb #78cb367d
 def _plural(n: int, what: str) -> str:
     "1 image, 2 images."
     return f'{n} {what}{"s"*(n != 1)}'
@@ -373,7 +373,7 @@ def _print_list(found, files: list[Path], as_json: bool) -> None:
     counts = ', '.join(f'{n} {k}' for k, n in licenses.items()) or 'none'
     print(f'{_plural(len(found), "image")}; license: {counts}.', *(f'The list is {f}.' for f in files), sep='\n')
 
-# %% ../nbs/98_cli.ipynb #b56039f1
+# %% ../nbs/98_cli.ipynb #104c11d3
 _SOURCE_HELP = ('A folder with a folder of images for each class, a CSV of path or url and label '
                 '(and split, license, creator, …), or an .npz of arrays.')
 
@@ -412,7 +412,7 @@ def _manifest(
     counts = df.groupby(['status', 'reason', 'split'], dropna=False).size()
     _print_result(counts.rename('rows').reset_index(), as_json)
 
-# %% ../nbs/98_cli.ipynb #fe271cfa
+# %% ../nbs/98_cli.ipynb #b45e5edb
 @verb('forget')
 def _forget(
     dataset: _Dataset,
@@ -424,7 +424,7 @@ def _forget(
     from vegc.data.forget import forget
     _print_result(_call(forget, _existing(dataset), *what or ()), as_json)
 
-# %% ../nbs/98_cli.ipynb #689c9aab
+# %% ../nbs/98_cli.ipynb #823661b7
 def _write_csv(frame, path: Path) -> None:
     "A table into a file, all of it or nothing."
     from vegc.core import write_atomic
@@ -495,7 +495,7 @@ def _train(
         trust=tuple(trust or ()))
     _print_training(learn.info, dataset, labels, as_json)
 
-# %% ../nbs/98_cli.ipynb #13829bb1
+# %% ../nbs/98_cli.ipynb #e4203099
 def _print_training(info, dataset: Path, labels: str, as_json: bool) -> None:
     "Say which epoch a stage is and, where images are few, what a cross-validation says."
     from vegc.evaluation.crossval import small_headline
@@ -511,7 +511,7 @@ def _epoch_text(row: dict) -> str:
     "An epoch of the history in words."
     return f'{row["part"]} {row["epoch"]} with accuracy {row["accuracy"]:.3f} on valid' if row else 'untrained'
 
-# %% ../nbs/98_cli.ipynb #f0b9f221
+# %% ../nbs/98_cli.ipynb #ed800e74
 @verb('evaluate', 'vegc.evaluation.evaluate:evaluate')
 def _evaluate(
     dataset: _Dataset,
@@ -542,7 +542,7 @@ def _find_issues(
     issues = ', '.join(f'{n} {kind}' for kind, n in counts.items()) or 'no issue'
     print(f'{_table(table[shown].head(12))}\n\n{len(table)} images ranked; {issues}.')
 
-# %% ../nbs/98_cli.ipynb #b8d836c2
+# %% ../nbs/98_cli.ipynb #d007bf7e
 @verb('clean', 'vegc.cleaning.clean:clean')
 def _clean(
     dataset: _Dataset, decisions: Path | None=None, auto: float | None=None, undo: bool=False,
@@ -560,7 +560,7 @@ def _clean(
     done = _call(clean, _existing(dataset), decisions=decisions, auto=auto, undo=undo)
     _print_decisions(done, as_json)
 
-# %% ../nbs/98_cli.ipynb #e54103b4
+# %% ../nbs/98_cli.ipynb #c31fcbdd
 def _print_decisions(done, as_json: bool) -> None:
     "What `clean` decided, and what it left alone."
     alone = done.attrs['left_alone']
@@ -570,7 +570,7 @@ def _print_decisions(done, as_json: bool) -> None:
     print(f'{_table(done)}\n\n{head}; cleaned.csv and labels.csv are up to date.')
     if alone: print('Left alone: ' + ', '.join(f'{n} {what}' for what, n in alone.items()) + '.')
 
-# %% ../nbs/98_cli.ipynb #b87489b3
+# %% ../nbs/98_cli.ipynb #824d6194
 def _print_review_page(dataset: Path, page: Path, limit: int, as_json: bool) -> None:
     "Write the page to decide on and say how its decisions come back."
     from vegc.cleaning.review_page import review_page
@@ -586,7 +586,7 @@ def _print_worst(dataset: Path, n: int, as_json: bool) -> None:
     # the reason says what the numbers say; JSON has both
     _print_result(table if as_json else table[['rank', 'path', 'split', 'reason', 'decision', 'who', 'why']], as_json)
 
-# %% ../nbs/98_cli.ipynb #dda65837
+# %% ../nbs/98_cli.ipynb #22fabe67
 @verb('compare', 'vegc.evaluation.compare:compare')
 def _compare(
     dataset: _Dataset,
@@ -610,7 +610,7 @@ def _report(
     if as_json: _print_json(dict(path=str(written), bytes=written.stat().st_size))
     else: print(f'The report is {written}; it opens in any browser.')
 
-# %% ../nbs/98_cli.ipynb #8c2544d9
+# %% ../nbs/98_cli.ipynb #fa0b7715
 @verb('export', 'vegc.sharing.export:export')
 def _export(
     dataset: _Dataset,
@@ -624,7 +624,7 @@ def _export(
     if as_json: _print_json(dict(stage=stage, path=str(written)))
     else: print(f'Stage {stage} is in {written}.')
 
-# %% ../nbs/98_cli.ipynb #22a40142
+# %% ../nbs/98_cli.ipynb #d7fe81e4
 @verb('predict', 'vegc.sharing.model_file:predict')
 def _predict(
     model: Annotated[Path, _argument('FILE', 'A model file, as from export.')],
@@ -643,7 +643,7 @@ def _predict(
     if unsure_below is not None and (cost := loaded.cost(unsure_below)): print(f'\n{_cost_text(cost)}')
     if table.outlier.notna().any(): print(f'\n{_outlier_text(table.outlier)}')
 
-# %% ../nbs/98_cli.ipynb #4861937f
+# %% ../nbs/98_cli.ipynb #8cc8aaff
 def _cost_text(cost: dict) -> str:
     "What a threshold cost on the valid part."
     share, correct = f'{cost["share"]:.0%} answered', f'{cost["accuracy"]:.1%} of them correctly'
@@ -656,7 +656,7 @@ def _outlier_text(outlier) -> str:
     unusual = (outlier >= .99).sum()
     return f'{unusual} of {outlier.count()} are more unusual than 99 % of the valid images (column outlier).'
 
-# %% ../nbs/98_cli.ipynb #8172082a
+# %% ../nbs/98_cli.ipynb #ae78aade
 @verb('demo', 'vegc.demo:demo')
 def _demo(out: Path | None=None, small: bool=False, seed: int=42, port: int=0, as_json: _Json=False):
     "Run every step on images it makes itself."
