@@ -89,7 +89,7 @@ def ours(ds, seed, frozen, unfrozen, bf16=False, cached=True):
     import vegc.features.features
     import vegc.training.train
     from vegc.evaluation.predictions import probabilities
-    vegc.features.backbones.bf16_helps = lambda device='cpu': bf16
+    vegc.features.features.bf16_helps = lambda device='cpu': bf16
     for part in ('frozen', 'unfrozen')[:1 + bool(unfrozen)]:  # the second call goes on from the first one's stage
         learn = vegc.training.train.train(ds, arch=ARCH, size=SIZE, epochs=(frozen, unfrozen*(part == 'unfrozen')), seed=seed, stage='bench', cached=cached, overwrite=True)
         test = learn.dls.source.items.query('split == "test"')
