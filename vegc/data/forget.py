@@ -38,6 +38,7 @@ OWNED = (
     Owned('manifest.parquet', 'data.manifest', 'one row for every URL or file: what became of it and why', False),
     Owned('journal.jsonl', 'data.manifest', 'rows since the manifest was last written', False),
     Owned('images/*/*', 'acquire.store', 'stored images by the label they came with; never moved'),
+    Owned('shards/*/images/*/*', 'acquire.shards', 'what a run on several machines did not take over yet'),
     Owned('ATTRIBUTION.csv', 'acquire.attribution', 'whose images these are, where that is known'),
     Owned('decisions.jsonl', 'data.decisions', 'every decision and every undoing of one'),
     Owned('labels.csv', 'data.dataset', 'the current labels, for any other tool', False),
