@@ -27,7 +27,7 @@ from .duplicates import (NEIGHBOURS, exact_pairs, feature_pairs, group_numbers, 
                                     kept_axes, least_similarity, pairs_frame, prove_pairs, with_twins)
 from .overlap import COARSE, GreyThumb, LEAST_PART, METHOD, SIDE
 
-# %% ../../nbs/42_copies.ipynb #22118414
+# %% ../../nbs/42_copies.ipynb #82b2d925
 def hash_candidates(
     images: pd.DataFrame,  # rows of `dataset.images`
     rows: np.ndarray,      # row numbers to compare
@@ -40,7 +40,7 @@ def hash_candidates(
     margin = 5*(near.similarity - 231/256)  # similarities of hashes are nearer to 1
     return near.assign(a=hashed[near.a], b=hashed[near.b], margin=margin)
 
-# %% ../../nbs/42_copies.ipynb #09e5f85b
+# %% ../../nbs/42_copies.ipynb #8ee19639
 def feature_candidates(
     x: np.ndarray,                      # pooled features, maxima and means, or others [n, d]
     min_similarity: float | None=None,  # that counts without a proof; None: `least_similarity`
@@ -54,6 +54,7 @@ def feature_candidates(
     pairs = feature_pairs(x, 0., among=3)
     return pairs.assign(margin=pairs.similarity - least)
 
+# %% ../../nbs/42_copies.ipynb #55e6c222
 def mean_part(x: np.ndarray) -> np.ndarray:
     "The means of pooled features, which stand behind their maxima; features of another make as they are."
     half, some = x.shape[1]//2, x[:200]
@@ -84,6 +85,7 @@ def proof_file(root: str | os.PathLike, mirror: bool) -> Path:
     method = f'{METHOD}-{SIDE}-{COARSE}-{LEAST_PART:g}{"m" if mirror else ""}'
     return place(root, 'features', f'proofs-{method}.parquet')
 
+# %% ../../nbs/42_copies.ipynb #0ed85452
 def read_proofs(
     file: Path,
 ) -> pd.DataFrame:  # a, b (hashes), proof (0–1, NaN where pixels could not tell)
@@ -97,7 +99,7 @@ def read_proofs(
 def _bad_proofs(file: Path, why: object) -> DatasetError:
     return DatasetError(f'{file} is damaged ({why}); move it away and run again, it is made again.')
 
-# %% ../../nbs/42_copies.ipynb #43c66248
+# %% ../../nbs/42_copies.ipynb #89a90b63
 def proven_pairs(
     data: Snapshot,
     images: pd.DataFrame,  # rows of `dataset.images`
@@ -115,6 +117,7 @@ def proven_pairs(
         new = [(images.sha256[i], images.sha256[j], proof) for (i, j), proof in list(known.items())[n:]]
         if new: _write_proofs(file, pd.concat([*([old] if len(old) else []), pd.DataFrame(new, columns=['a', 'b', 'proof'])]))
 
+# %% ../../nbs/42_copies.ipynb #311ae70f
 def _by_row(proofs: pd.DataFrame, hashes: pd.Series) -> dict[tuple[int, int], float]:
     "Proofs by the numbers of the first rows that have these hashes."
     row = dict(zip(hashes[::-1], hashes.index[::-1], strict=True))
@@ -128,7 +131,7 @@ def _thumb_if_readable(path: Path) -> GreyThumb | None:
     try: return GreyThumb.read(path)
     except OSError: return None
 
-# %% ../../nbs/42_copies.ipynb #1208a7cb
+# %% ../../nbs/42_copies.ipynb #c6f71a5b
 def duplicate_pairs(
     data: DatasetLike,
     images: pd.DataFrame,               # rows of `dataset.images`
@@ -149,14 +152,14 @@ def duplicate_pairs(
     near = proven_pairs(data, images, near)
     return join_pairs(exact_pairs(images.sha256), with_twins(near, images.sha256))
 
-# %% ../../nbs/42_copies.ipynb #0d9a2d1f
+# %% ../../nbs/42_copies.ipynb #6f4ec470
 def same_value_pairs(values: pd.Series) -> pd.DataFrame:
     "Pairs of rows that share a value; empty ones share nothing."
     known = np.flatnonzero(values.fillna('') != '')
     pairs = exact_pairs(values.iloc[known])
     return pairs.assign(a=known[pairs.a], b=known[pairs.b])
 
-# %% ../../nbs/42_copies.ipynb #ec8eb113
+# %% ../../nbs/42_copies.ipynb #8fd8b991
 def groups_around_unused(
     pairs: pd.DataFrame,  # links between rows
     splits: pd.Series,    # of the rows, as stored; `none`: used nowhere
@@ -171,7 +174,7 @@ def groups_around_unused(
         if not settled[group].any(): numbers[group] = numbers[bridge]
     return numbers
 
-# %% ../../nbs/42_copies.ipynb #c855171e
+# %% ../../nbs/42_copies.ipynb #f451e424
 def _warn_of_large_group(data: Snapshot, images: pd.DataFrame, numbers: np.ndarray) -> None:
     counts = np.bincount(numbers, minlength=1)
     share = counts.max()/max(len(numbers), 1)
@@ -185,6 +188,7 @@ def _warn_of_large_group(data: Snapshot, images: pd.DataFrame, numbers: np.ndarr
 # %% ../../nbs/42_copies.ipynb #a1e63c58
 GROUP_BY = ('host', 'creator', 'query')
 
+# %% ../../nbs/42_copies.ipynb #a63b8c3f
 def find_groups(
     data: DatasetLike,
     images: pd.DataFrame,          # rows of `dataset.images`
@@ -201,6 +205,7 @@ def find_groups(
     if group_by is None: _warn_of_large_group(data, images, numbers)
     return numbers
 
+# %% ../../nbs/42_copies.ipynb #188eab1e
 def _check_group_by(data: Snapshot, images: pd.DataFrame, group_by: str | None) -> None:
     if group_by is None: return
     if group_by not in GROUP_BY: raise UsageError(f'group_by must be host, creator or query, not {group_by!r}.')
@@ -220,7 +225,7 @@ def duplicates(
     res = pd.DataFrame(dict(path_a=path[pairs.a], path_b=path[pairs.b], kind=pairs.kind, similarity=pairs.similarity))
     return res.sort_values(['similarity', 'path_a', 'path_b'], ascending=[False, True, True], ignore_index=True)
 
-# %% ../../nbs/42_copies.ipynb #4b2dd9b0
+# %% ../../nbs/42_copies.ipynb #ea0e7a68
 def erase(
     root: str | os.PathLike,  # a dataset's folder
     gone: Gone,               # by hash
@@ -229,6 +234,7 @@ def erase(
     files = [place(root, 'features', p.name) for p in sorted(Path(root, 'features').glob('proofs-*.parquet'))]
     return [file for file in files if _erased(file, gone.hashes)]
 
+# %% ../../nbs/42_copies.ipynb #1babdd92
 def _erased(file: Path, hashes: set[str]) -> bool:
     "Whether a file had to be rewritten or removed, which is done."
     try: proofs = read_proofs(file)

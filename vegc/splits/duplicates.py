@@ -31,6 +31,7 @@ def pairs_frame(
     i, j = np.asarray(i, int), np.asarray(j, int)
     return pd.DataFrame(dict(a=np.minimum(i, j), b=np.maximum(i, j), kind=kind, similarity=np.asarray(similarity, float)))
 
+# %% ../../nbs/41_duplicates.ipynb #f9d7a1f8
 def exact_pairs(
     hashes: Sequence[str],  # of the pictures' bytes or pixels
     kind: str='exact',
@@ -41,6 +42,7 @@ def exact_pairs(
     later = np.flatnonzero(first != hashes.index)
     return pairs_frame(first[later], later, kind, np.ones(len(later)))
 
+# %% ../../nbs/41_duplicates.ipynb #cd920104
 def join_pairs(
     *tables: pd.DataFrame,  # as from `pairs_frame`
 ) -> pd.DataFrame:          # each pair once: exact before near, then the greater similarity
@@ -66,6 +68,7 @@ def with_twins(
 # %% ../../nbs/41_duplicates.ipynb #444a824c
 LARGE = 20_000  # rows from which on an index is quicker than the product of matrices
 
+# %% ../../nbs/41_duplicates.ipynb #748034ec
 def nearest(
     x: np.ndarray,                     # float32 [n, d], rows of equal length
     k: int,                            # neighbours wanted of each row
@@ -81,6 +84,7 @@ def nearest(
         if len(x) >= 2*large: warn(f'Comparing {len(x):,} pictures without faiss takes a while; pip install "vegc[faiss]" makes it some ten times faster.')
     return _nearest_by_blocks(x, queries, k)
 
+# %% ../../nbs/41_duplicates.ipynb #326660e2
 def _nearest_by_blocks(x: np.ndarray, queries: np.ndarray, k: int, numbers: int=4_000_000) -> tuple[np.ndarray, np.ndarray]:
     "All dot products, but never more than some `numbers` of them at a time."
     n, step = len(x), max(1, numbers//max(len(x), 1))
@@ -121,6 +125,7 @@ def hash_bits(
     "Hexadecimal hashes as bytes."
     return np.frombuffer(bytes.fromhex(''.join(hashes)), np.uint8).reshape(len(hashes), -1)
 
+# %% ../../nbs/41_duplicates.ipynb #6c4b9b41
 def _near_hashes(codes: np.ndarray, queries: np.ndarray, k: int, large: int) -> tuple[np.ndarray, np.ndarray]:
     "For each row the k codes with the fewest other bits: how many, and row numbers as in `nearest`."
     n, bits = len(codes), 8*codes.shape[1]
@@ -166,6 +171,7 @@ def kept_axes(
     "How many principal axes are worth keeping: with few pictures the last would be noise."
     return min(dims, d, max(1, (n - 1)//4))
 
+# %% ../../nbs/41_duplicates.ipynb #1d346210
 def whiten(
     x: np.ndarray,      # features [n, d]
     dims: int=256,      # principal axes kept, fewer where there are few pictures
@@ -193,6 +199,7 @@ def least_similarity(
     "A threshold for `feature_pairs`, higher the fewer axes there are to agree by chance on."
     return .42 + 1.3/np.sqrt(dims)
 
+# %% ../../nbs/41_duplicates.ipynb #b04ed25e
 def feature_pairs(
     x: np.ndarray,                     # features [n, d], not whitened
     min_similarity: float | None=None, # None: `least_similarity`
@@ -215,6 +222,7 @@ def feature_pairs(
 # %% ../../nbs/41_duplicates.ipynb #1254f17e
 PROOFS, PROVEN = 2_000, .88
 
+# %% ../../nbs/41_duplicates.ipynb #72d9203a
 def prove_pairs(
     pairs: pd.DataFrame,                       # as from `pairs_frame`, with a column margin: similarity above (or below) what its search asks for
     thumb: Callable[[int], GreyThumb | None],  # a row's picture, None where it cannot be read
@@ -240,6 +248,7 @@ def prove_pairs(
 # %% ../../nbs/41_duplicates.ipynb #907836d7
 SURE = .95  # similarity from which on a link always joins
 
+# %% ../../nbs/41_duplicates.ipynb #9a6e544e
 def group_numbers(
     n: int,               # rows
     pairs: pd.DataFrame,  # a, b; with kind and similarity, links below `sure` must be borne out by others

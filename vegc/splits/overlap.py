@@ -18,6 +18,7 @@ from scipy.ndimage import gaussian_filter, map_coordinates
 # %% ../../nbs/40_overlap.ipynb #83f97475
 SIDE = 128  # pixels, both ways: proportions are kept beside
 
+# %% ../../nbs/40_overlap.ipynb #a5e1051f
 @dataclass
 class GreyThumb:
     "A picture as a small grey square, and what is computed from it."
@@ -57,6 +58,7 @@ def _averages(n: int, m: int) -> np.ndarray:
     edges, at = np.linspace(0, n, m + 1), np.arange(n)
     return (np.clip(np.minimum(edges[1:, None], at + 1) - np.maximum(edges[:-1, None], at), 0, None)*m/n).astype(np.float32)
 
+# %% ../../nbs/40_overlap.ipynb #51d213d1
 def _parts(a: GreyThumb, shapes: tuple[tuple[int, int], ...]) -> np.ndarray:
     "Spectra of a picture as a part of each shape, straight and mirrored."
     if shapes not in a.seen:
@@ -69,6 +71,7 @@ def _parts(a: GreyThumb, shapes: tuple[tuple[int, int], ...]) -> np.ndarray:
         a.seen[shapes] = rfft2(spread).conj()
     return a.seen[shapes]
 
+# %% ../../nbs/40_overlap.ipynb #d27eeebb
 def _whole(b: GreyThumb) -> tuple[np.ndarray, np.ndarray]:
     "A picture's spectrum, and sums of its values and squares over everything above and left."
     if 'whole' not in b.seen:
@@ -77,6 +80,7 @@ def _whole(b: GreyThumb) -> tuple[np.ndarray, np.ndarray]:
         b.seen['whole'] = rfft2(g), np.pad(np.stack([g, g*g]).astype(float).cumsum(1).cumsum(2), ((0, 0), (1, 0), (1, 0)))
     return b.seen['whole']
 
+# %% ../../nbs/40_overlap.ipynb #95a36cb1
 def _norms(b: GreyThumb, shape: tuple[int, int]) -> np.ndarray:
     "How much is going on under a part of that shape, by its place; infinite where it does not fit."
     if ('norms', shape) not in b.seen:
@@ -111,6 +115,7 @@ def correlation(a: np.ndarray, b: np.ndarray) -> float:
     a, b = a - a.mean(), b - b.mean()
     return float((a*b).sum()/max(np.linalg.norm(a)*np.linalg.norm(b), 1e-9))
 
+# %% ../../nbs/40_overlap.ipynb #faf01836
 def align(
     a: np.ndarray,       # pixels of the part
     b: np.ndarray,       # pixels of the whole, as large
@@ -152,6 +157,7 @@ def _agreement(part: np.ndarray, whole: np.ndarray, box: np.ndarray, n: int=96) 
 
 METHOD = 1  # one more whenever a change alters what `overlap` says: answers that are kept carry it
 
+# %% ../../nbs/40_overlap.ipynb #11ba09e9
 def overlap(
     a: GreyThumb,
     b: GreyThumb,
