@@ -27,7 +27,7 @@ from .duplicates import (NEIGHBOURS, exact_pairs, feature_pairs, group_numbers, 
                                     kept_axes, least_similarity, pairs_frame, prove_pairs, with_twins)
 from .overlap import COARSE, GreyThumb, LEAST_PART, METHOD, SIDE
 
-# %% ../../nbs/42_copies.ipynb #82b2d925
+# %% ../../nbs/42_copies.ipynb #509eaf01
 def hash_candidates(
     images: pd.DataFrame,  # rows of `dataset.images`
     rows: np.ndarray,      # row numbers to compare
@@ -40,7 +40,7 @@ def hash_candidates(
     margin = 5*(near.similarity - 231/256)  # similarities of hashes are nearer to 1
     return near.assign(a=hashed[near.a], b=hashed[near.b], margin=margin)
 
-# %% ../../nbs/42_copies.ipynb #8ee19639
+# %% ../../nbs/42_copies.ipynb #68991c3c
 def feature_candidates(
     x: np.ndarray,                      # pooled features, maxima and means, or others [n, d]
     min_similarity: float | None=None,  # that counts without a proof; None: `least_similarity`
@@ -54,7 +54,7 @@ def feature_candidates(
     pairs = feature_pairs(x, 0., among=3)
     return pairs.assign(margin=pairs.similarity - least)
 
-# %% ../../nbs/42_copies.ipynb #55e6c222
+# %% ../../nbs/42_copies.ipynb #93a8c9f0
 def mean_part(x: np.ndarray) -> np.ndarray:
     "The means of pooled features, which stand behind their maxima; features of another make as they are."
     half, some = x.shape[1]//2, x[:200]
@@ -85,7 +85,7 @@ def proof_file(root: str | os.PathLike, mirror: bool) -> Path:
     method = f'{METHOD}-{SIDE}-{COARSE}-{LEAST_PART:g}{"m" if mirror else ""}'
     return place(root, 'features', f'proofs-{method}.parquet')
 
-# %% ../../nbs/42_copies.ipynb #0ed85452
+# %% ../../nbs/42_copies.ipynb #22b809ab
 def read_proofs(
     file: Path,
 ) -> pd.DataFrame:  # a, b (hashes), proof (0–1, NaN where pixels could not tell)
@@ -93,13 +93,14 @@ def read_proofs(
     if not file.exists(): return pd.DataFrame(dict(a=[], b=[], proof=[]))
     try: res = pd.read_parquet(file, columns=['a', 'b', 'proof'])
     except (OSError, ValueError, KeyError) as e: raise _bad_proofs(file, e) from e
-    if not (is_string_dtype(res.a) and is_string_dtype(res.b) and is_float_dtype(res.proof)): raise _bad_proofs(file, 'its columns have other types')
+    fits = is_string_dtype(res.a) and is_string_dtype(res.b) and is_float_dtype(res.proof)
+    if not fits: raise _bad_proofs(file, 'its columns have other types')
     return res
 
 def _bad_proofs(file: Path, why: object) -> DatasetError:
     return DatasetError(f'{file} is damaged ({why}); move it away and run again, it is made again.')
 
-# %% ../../nbs/42_copies.ipynb #89a90b63
+# %% ../../nbs/42_copies.ipynb #fb55581f
 def proven_pairs(
     data: Snapshot,
     images: pd.DataFrame,  # rows of `dataset.images`
@@ -115,9 +116,10 @@ def proven_pairs(
     try: return prove_pairs(pairs, thumb, mirror, known=known)
     finally:
         new = [(images.sha256[i], images.sha256[j], proof) for (i, j), proof in list(known.items())[n:]]
-        if new: _write_proofs(file, pd.concat([*([old] if len(old) else []), pd.DataFrame(new, columns=['a', 'b', 'proof'])]))
+        new = pd.DataFrame(new, columns=['a', 'b', 'proof'])
+        if len(new): _write_proofs(file, pd.concat([old, new]) if len(old) else new)
 
-# %% ../../nbs/42_copies.ipynb #311ae70f
+# %% ../../nbs/42_copies.ipynb #926ae6f5
 def _by_row(proofs: pd.DataFrame, hashes: pd.Series) -> dict[tuple[int, int], float]:
     "Proofs by the numbers of the first rows that have these hashes."
     row = dict(zip(hashes[::-1], hashes.index[::-1], strict=True))
@@ -131,12 +133,12 @@ def _thumb_if_readable(path: Path) -> GreyThumb | None:
     try: return GreyThumb.read(path)
     except OSError: return None
 
-# %% ../../nbs/42_copies.ipynb #c6f71a5b
+# %% ../../nbs/42_copies.ipynb #81152674
 def duplicate_pairs(
     data: DatasetLike,
     images: pd.DataFrame,               # rows of `dataset.images`
     *,
-    min_similarity: float | None=None,  # of features, for pairs whose pixels cannot be compared; None: `least_similarity`
+    min_similarity: float | None=None,  # of features, where pixels cannot be compared; None: `least_similarity`
     features_of: Callable[[list[str]], np.ndarray] | None=None,  # paths to features [n, d]; None: `offline_features`
 ) -> pd.DataFrame:                      # a, b (row numbers of `images`), kind, similarity
     "All pairs of duplicates: exact, and near ones (mirrored too where a mirror keeps the class). Raises `DatasetError`."
@@ -152,14 +154,14 @@ def duplicate_pairs(
     near = proven_pairs(data, images, near)
     return join_pairs(exact_pairs(images.sha256), with_twins(near, images.sha256))
 
-# %% ../../nbs/42_copies.ipynb #6f4ec470
+# %% ../../nbs/42_copies.ipynb #f227e275
 def same_value_pairs(values: pd.Series) -> pd.DataFrame:
     "Pairs of rows that share a value; empty ones share nothing."
     known = np.flatnonzero(values.fillna('') != '')
     pairs = exact_pairs(values.iloc[known])
     return pairs.assign(a=known[pairs.a], b=known[pairs.b])
 
-# %% ../../nbs/42_copies.ipynb #8fd8b991
+# %% ../../nbs/42_copies.ipynb #1da2e083
 def groups_around_unused(
     pairs: pd.DataFrame,  # links between rows
     splits: pd.Series,    # of the rows, as stored; `none`: used nowhere
@@ -174,7 +176,7 @@ def groups_around_unused(
         if not settled[group].any(): numbers[group] = numbers[bridge]
     return numbers
 
-# %% ../../nbs/42_copies.ipynb #f451e424
+# %% ../../nbs/42_copies.ipynb #32a6266b
 def _warn_of_large_group(data: Snapshot, images: pd.DataFrame, numbers: np.ndarray) -> None:
     counts = np.bincount(numbers, minlength=1)
     share = counts.max()/max(len(numbers), 1)
@@ -188,7 +190,7 @@ def _warn_of_large_group(data: Snapshot, images: pd.DataFrame, numbers: np.ndarr
 # %% ../../nbs/42_copies.ipynb #a1e63c58
 GROUP_BY = ('host', 'creator', 'query')
 
-# %% ../../nbs/42_copies.ipynb #a63b8c3f
+# %% ../../nbs/42_copies.ipynb #199874c5
 def find_groups(
     data: DatasetLike,
     images: pd.DataFrame,          # rows of `dataset.images`
@@ -196,7 +198,7 @@ def find_groups(
     *,
     features_of: Callable[[list[str]], np.ndarray] | None=None,  # as for `duplicate_pairs`
 ) -> np.ndarray:                   # group number of each row
-    "Which pictures must stay together. Warns when one group passes 2 % of the pictures. Raises `UsageError`, `DatasetError`."
+    "Which images must stay together; warns when one group passes 2 % of them. Raises `UsageError`, `DatasetError`."
     data = snapshot(data)
     _check_group_by(data, images, group_by)
     links = [duplicate_pairs(data, images, features_of=features_of), same_value_pairs(images.duplicate_group)]
@@ -205,12 +207,13 @@ def find_groups(
     if group_by is None: _warn_of_large_group(data, images, numbers)
     return numbers
 
-# %% ../../nbs/42_copies.ipynb #188eab1e
+# %% ../../nbs/42_copies.ipynb #dc8c1889
 def _check_group_by(data: Snapshot, images: pd.DataFrame, group_by: str | None) -> None:
     if group_by is None: return
     if group_by not in GROUP_BY: raise UsageError(f'group_by must be host, creator or query, not {group_by!r}.')
     if (images[group_by].fillna('') == '').all():
-        raise UsageError(f'No picture of {data.path} has a {group_by}, so none can be grouped by it; see `vegc manifest --csv`.')
+        raise UsageError(f'No picture of {data.path} has a {group_by}, so none can be grouped by it; '
+                         'see `vegc manifest --csv`.')
 
 # %% ../../nbs/42_copies.ipynb #a3f33906
 def duplicates(
@@ -225,7 +228,7 @@ def duplicates(
     res = pd.DataFrame(dict(path_a=path[pairs.a], path_b=path[pairs.b], kind=pairs.kind, similarity=pairs.similarity))
     return res.sort_values(['similarity', 'path_a', 'path_b'], ascending=[False, True, True], ignore_index=True)
 
-# %% ../../nbs/42_copies.ipynb #ea0e7a68
+# %% ../../nbs/42_copies.ipynb #198c62eb
 def erase(
     root: str | os.PathLike,  # a dataset's folder
     gone: Gone,               # by hash
@@ -234,7 +237,7 @@ def erase(
     files = [place(root, 'features', p.name) for p in sorted(Path(root, 'features').glob('proofs-*.parquet'))]
     return [file for file in files if _erased(file, gone.hashes)]
 
-# %% ../../nbs/42_copies.ipynb #1babdd92
+# %% ../../nbs/42_copies.ipynb #932633f4
 def _erased(file: Path, hashes: set[str]) -> bool:
     "Whether a file had to be rewritten or removed, which is done."
     try: proofs = read_proofs(file)

@@ -61,7 +61,7 @@ def split_counts(
     several = int((images.groupby('duplicate_group').size() > 1).sum())
     return SplitCounts(counts.rename_axis(index='class', columns=None), several, assigned)
 
-# %% ../../nbs/45_split.ipynb #9d582870
+# %% ../../nbs/45_split.ipynb #b5e25bf5
 def _warn_of_few_groups(groups: pd.Series, parts: int) -> None:
     "Say which classes cannot be in every split."
     few = [f'{c!r} ({n} group{"s"*(n > 1)})' for c, n in groups.items() if n < parts]
@@ -69,7 +69,7 @@ def _warn_of_few_groups(groups: pd.Series, parts: int) -> None:
     named = ', '.join(few[:5]) + (', …' if len(few) > 5 else '')
     warn(f'{len(few)} class{"es"*(len(few) > 1)} with too few groups of pictures to be in every split: {named}.')
 
-# %% ../../nbs/45_split.ipynb #02ca7b8f
+# %% ../../nbs/45_split.ipynb #f020fcb2
 def given_splits(
     data: Snapshot,
     images: pd.DataFrame,   # rows of `data.images`
@@ -79,7 +79,7 @@ def given_splits(
     last = rank.groupby(data.rows.path).max()
     return images.path.map(last).map(dict(enumerate(SPLITS))).astype('string').where(images.split.isna())
 
-# %% ../../nbs/45_split.ipynb #3d5401ec
+# %% ../../nbs/45_split.ipynb #d4036db7
 def _with_valid(source: pd.Series, settled: pd.Series, shares: np.ndarray) -> tuple[pd.Series, np.ndarray]:
     "The source's splits that count, and the shares by which the rest is dealt."
     known = set(source.dropna()) | set(settled.dropna())
@@ -88,7 +88,7 @@ def _with_valid(source: pd.Series, settled: pd.Series, shares: np.ndarray) -> tu
          f'{shares[1]:.0%} of its train part are taken for that.', stacklevel=4)
     return source.where(source != 'train'), np.array([1 - shares[1], shares[1], 0])
 
-# %% ../../nbs/45_split.ipynb #b058816b
+# %% ../../nbs/45_split.ipynb #713dc66b
 def deal_facts(
     before: pd.DataFrame,   # rows of `images` as they were
     images: pd.DataFrame,   # those rows as they were dealt: split, source_split
@@ -110,7 +110,7 @@ def _append_to_log(data: Snapshot, arguments: dict, facts: dict) -> None:
     log.add(dict(at=utc_now()) | arguments | facts | dict(fingerprint=data.fingerprint(), tool=f'vegc {version("vegc")}'))
     log.close()
 
-# %% ../../nbs/45_split.ipynb #f6bd5b39
+# %% ../../nbs/45_split.ipynb #402f5d14
 def _warn_of_clash(images: pd.DataFrame, new: pd.DataFrame) -> None:
     "Say how many images that came with a split could not be used."
     where = images.path.map(new.set_index('path').split)
@@ -119,7 +119,7 @@ def _warn_of_clash(images: pd.DataFrame, new: pd.DataFrame) -> None:
     warn(f'{clash} pictures that the data came with in one split have copies in another of its splits; they get the '
          'split `none` and are used nowhere. given="merge" (--given merge) deals all of them anew instead.', stacklevel=4)
 
-# %% ../../nbs/45_split.ipynb #81392836
+# %% ../../nbs/45_split.ipynb #e785673c
 LOG_COLUMNS = ['at', 'shares', 'seed', 'group_by', 'given', 'reassign', 'images', 'assigned', 'as_given', 'none', 'changed',
                'duplicate_groups', 'counts', 'fingerprint', 'tool']
 
@@ -158,7 +158,7 @@ def split(
     elif group_by or given == 'merge': _warn_of_nothing_to_deal()
     return split_counts(dataset, n_open, parts=int((shares > 0).sum()))
 
-# %% ../../nbs/45_split.ipynb #8545ca8c
+# %% ../../nbs/45_split.ipynb #177ecbaa
 def _shares(valid: float, test: float, given: str) -> np.ndarray:
     "Of train, valid, test. Raises `UsageError`."
     shares = np.array([1 - valid - test, valid, test])
@@ -166,7 +166,7 @@ def _shares(valid: float, test: float, given: str) -> np.ndarray:
     if given not in ('keep', 'merge'): raise UsageError(f'given must be keep or merge, not {given!r}.')
     return shares
 
-# %% ../../nbs/45_split.ipynb #cf0d8a70
+# %% ../../nbs/45_split.ipynb #b7610744
 def _as_given(
     data: Snapshot, images: pd.DataFrame, shares: np.ndarray, given: str,
 ) -> tuple[pd.DataFrame, np.ndarray]:
@@ -179,7 +179,7 @@ def _as_given(
 def _warn_of_nothing_to_deal() -> None:
     warn('Every picture has a split already, so nothing was dealt; with reassign (--reassign) all of them are dealt anew.', stacklevel=4)
 
-# %% ../../nbs/45_split.ipynb #dc8aed85
+# %% ../../nbs/45_split.ipynb #32f6f3be
 def erase(
     root: str | os.PathLike,  # a dataset's folder
     gone: Gone,
