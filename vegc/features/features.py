@@ -30,7 +30,7 @@ def best_device() -> str:
     "cuda, mps or cpu: the fastest that is there."
     return 'cuda' if torch.cuda.is_available() else 'mps' if torch.backends.mps.is_available() else 'cpu'
 
-# %% ../../nbs/32_features.ipynb #8ad717e4
+# %% ../../nbs/32_features.ipynb #fd4678d6
 @torch.inference_mode()
 def pooled(
     body: nn.Module,     # in evaluation mode
@@ -52,28 +52,29 @@ class FeatureFile:
 
     @classmethod
     def read(cls, path: Path) -> 'FeatureFile':
-        "What is stored; nothing when there is no file. Raises `DatasetError` for one that is damaged or something else."
+        "What is stored; nothing when there is no file. Raises `DatasetError` for one that is damaged."
         if not path.exists(): return cls(path, [], np.zeros((0, 0), np.float16))
         try:
-            with safe_open(path, 'numpy') as f: hashes, x = (f.metadata() or {})['images'].split('\n'), f.get_tensor('x')
+            with safe_open(path, 'numpy') as f: about, x = f.metadata() or {}, f.get_tensor('x')
+            hashes = about['images'].split('\n')
         except (SafetensorError, OSError, KeyError) as e: raise _bad_file(path, e) from e
         res = cls(path, hashes, x)
         if res.x.dtype != np.float16 or res.x.ndim != 2 or len(res.x) != len(res.hashes):
             raise _bad_file(path, f'{len(res.hashes)} hashes for {res.x.dtype} {res.x.shape}')
         return res
 
-# %% ../../nbs/32_features.ipynb #30946dfd
+# %% ../../nbs/32_features.ipynb #2caaa213
 def _bad_file(path: Path, why: object) -> DatasetError:
-    return DatasetError(f'{path} is damaged ({why}); move it away and run again, features can always be computed again.')
+    return DatasetError(f'{path} is damaged ({why}); move it away and run again, features can be computed again.')
 
-# %% ../../nbs/32_features.ipynb #12f3e1b0
+# %% ../../nbs/32_features.ipynb #0ccb708c
 @patch
 def write(self: FeatureFile) -> None:
     "Store it in one step."
     about = dict(images='\n'.join(self.hashes))
     with replacing(self.path, as_open=True) as tmp: save_file(dict(x=self.x), tmp, metadata=about)
 
-# %% ../../nbs/32_features.ipynb #bcca5fe0
+# %% ../../nbs/32_features.ipynb #9c87626c
 @patch
 def add(self: FeatureFile,
     hashes: list[str],  # of pictures that are not in it yet
@@ -85,7 +86,7 @@ def add(self: FeatureFile,
     new.write()
     return new
 
-# %% ../../nbs/32_features.ipynb #7fbb631a
+# %% ../../nbs/32_features.ipynb #ecbea26a
 @patch
 def rows(self: FeatureFile,
     hashes: Sequence[str],  # each in the file
@@ -108,7 +109,7 @@ def feature_name(
     version = f'-view{view}{"m" if mirror else ""}' if view else ''
     return f'{arch.replace(":", "_")}-{weights}-{h}x{w}-{"bf16" if bf16 else "fp32"}{version}.safetensors'
 
-# %% ../../nbs/32_features.ipynb #afccb611
+# %% ../../nbs/32_features.ipynb #de0798bf
 def augmented(
     x: torch.Tensor,        # [n, c, h, w]
     hashes: Sequence[str],  # of the pictures, hexadecimal
@@ -127,7 +128,7 @@ def _crop(rng: np.random.Generator, mirror: bool) -> torch.Tensor:  # [2, 3], fo
     flip = -1 if mirror and rng.random() < .5 else 1
     return torch.tensor([[side[0]*flip, 0, centre[0]], [0, side[1], centre[1]]], dtype=torch.float32)
 
-# %% ../../nbs/32_features.ipynb #8a5b6ace
+# %% ../../nbs/32_features.ipynb #bd68f791
 def image_hashes(
     data: Snapshot,
     paths: Sequence[str],  # relative to the dataset
@@ -136,7 +137,7 @@ def image_hashes(
     known = data.rows.dropna(subset='path').drop_duplicates('path').set_index('path').sha256
     return known[list(paths)].tolist()
 
-# %% ../../nbs/32_features.ipynb #fe75c17f
+# %% ../../nbs/32_features.ipynb #c8593c89
 def feature_batches(
     body: nn.Module,           # in evaluation mode, where it shall run
     data: Snapshot,
@@ -168,7 +169,7 @@ def _with_missing(file: FeatureFile, batches: Iterator[np.ndarray], hashes: list
         file = file.add(hashes[:n], np.concatenate(done) if done else np.zeros((0, 0), np.float16))
     return file
 
-# %% ../../nbs/32_features.ipynb #08f3642c
+# %% ../../nbs/32_features.ipynb #9c4513d4
 def cached_features(
     data: DatasetLike,
     arch: str,                            # a body's name
@@ -193,7 +194,7 @@ def cached_features(
         file = _with_missing(file, batches, list(missing))
     return file.rows(hashes)
 
-# %% ../../nbs/32_features.ipynb #4fa7e348
+# %% ../../nbs/32_features.ipynb #a6979b77
 OFFLINE_ARCH, OFFLINE_SIZE = 'efficientnet_lite0', 160
 
 def offline_features(
@@ -203,7 +204,7 @@ def offline_features(
     "Features of the body that needs no internet. Raises `WeightsError` where it is not installed, `DatasetError`."
     return cached_features(data, OFFLINE_ARCH, OFFLINE_SIZE, paths=paths)
 
-# %% ../../nbs/32_features.ipynb #5783b7d0
+# %% ../../nbs/32_features.ipynb #8972112c
 def erase(
     root: str | os.PathLike,  # a dataset's folder
     gone: Gone,        # by hash
@@ -212,7 +213,7 @@ def erase(
     files = [place(root, 'features', p.name) for p in sorted(Path(root, 'features').glob('*.safetensors'))]
     return [file for file in files if _erased(file, gone.hashes)]
 
-# %% ../../nbs/32_features.ipynb #ca5076c7
+# %% ../../nbs/32_features.ipynb #018daebc
 def _erased(path: Path, hashes: set[str]) -> bool:
     "Whether a file had to be rewritten or removed, which is done."
     try: file = FeatureFile.read(path)

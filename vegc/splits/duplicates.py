@@ -32,7 +32,7 @@ def pairs_frame(
     similarity = np.asarray(similarity, float)
     return pd.DataFrame(dict(a=np.minimum(i, j), b=np.maximum(i, j), kind=kind, similarity=similarity))
 
-# %% ../../nbs/41_duplicates.ipynb #13e108c6
+# %% ../../nbs/41_duplicates.ipynb #e537f226
 def exact_pairs(
     hashes: Sequence[str],  # of the pictures' bytes or pixels
     kind: str='exact',
@@ -43,7 +43,7 @@ def exact_pairs(
     later = np.flatnonzero(first != hashes.index)
     return pairs_frame(first[later], later, kind, np.ones(len(later)))
 
-# %% ../../nbs/41_duplicates.ipynb #f57b3b68
+# %% ../../nbs/41_duplicates.ipynb #c0cbaea5
 def join_pairs(
     *tables: pd.DataFrame,  # as from `pairs_frame`
 ) -> pd.DataFrame:          # each pair once: exact before near, then the greater similarity
@@ -70,7 +70,7 @@ def with_twins(
 # %% ../../nbs/41_duplicates.ipynb #444a824c
 LARGE = 20_000  # rows from which on an index is quicker than the product of matrices
 
-# %% ../../nbs/41_duplicates.ipynb #1b9d408e
+# %% ../../nbs/41_duplicates.ipynb #b469e836
 def nearest(
     x: np.ndarray,                     # float32 [n, d], rows of equal length
     k: int,                            # neighbours wanted of each row
@@ -84,11 +84,11 @@ def nearest(
     if k and len(x) >= large:
         if find_spec('faiss'): return _nearest_by_cells(x, queries, k)
         if len(x) >= 2*large:
-            warn(f'Comparing {len(x):,} pictures without faiss takes a while; pip install "vegc[faiss]" makes it some ten '
-                 'times faster.')
+            warn(f'Comparing {len(x):,} pictures without faiss takes a while; pip install "vegc[faiss]" makes it '
+                 'some ten times faster.')
     return _nearest_by_blocks(x, queries, k)
 
-# %% ../../nbs/41_duplicates.ipynb #d2b34f2b
+# %% ../../nbs/41_duplicates.ipynb #bcad42a0
 def _nearest_by_blocks(
     x: np.ndarray, queries: np.ndarray, k: int, numbers: int=4_000_000,
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -131,7 +131,7 @@ def hash_bits(
     "Hexadecimal hashes as bytes."
     return np.frombuffer(bytes.fromhex(''.join(hashes)), np.uint8).reshape(len(hashes), -1)
 
-# %% ../../nbs/41_duplicates.ipynb #5d81c0c5
+# %% ../../nbs/41_duplicates.ipynb #38b7e704
 def _near_hashes(codes: np.ndarray, queries: np.ndarray, k: int, large: int) -> tuple[np.ndarray, np.ndarray]:
     "For each row the k codes with the fewest other bits: how many, and row numbers as in `nearest`."
     n, bits = len(codes), 8*codes.shape[1]
@@ -177,7 +177,7 @@ def kept_axes(
     "How many principal axes are worth keeping: with few pictures the last would be noise."
     return min(dims, d, max(1, (n - 1)//4))
 
-# %% ../../nbs/41_duplicates.ipynb #33f9dd2a
+# %% ../../nbs/41_duplicates.ipynb #6b6191b0
 def whiten(
     x: np.ndarray,      # features [n, d]
     dims: int=256,      # principal axes kept, fewer where there are few pictures
@@ -193,7 +193,7 @@ def whiten(
         res[r:r + 8192] /= np.maximum(np.linalg.norm(res[r:r + 8192], axis=1, keepdims=True), 1e-6)
     return res
 
-# %% ../../nbs/41_duplicates.ipynb #9c13d6e3
+# %% ../../nbs/41_duplicates.ipynb #6c7984b8
 def _principal_axes(
     x: np.ndarray, k: int, rng: np.random.Generator, sample: int,
 ) -> tuple[np.ndarray, np.ndarray]:  # mean [d], axes divided by the spread along them [d, k]
@@ -213,7 +213,7 @@ def least_similarity(
     "A threshold for `feature_pairs`, higher the fewer axes there are to agree by chance on."
     return .42 + 1.3/np.sqrt(dims)
 
-# %% ../../nbs/41_duplicates.ipynb #3821f7c7
+# %% ../../nbs/41_duplicates.ipynb #56b6c98b
 def feature_pairs(
     x: np.ndarray,                     # features [n, d], not whitened
     min_similarity: float | None=None, # None: `least_similarity`
@@ -222,7 +222,7 @@ def feature_pairs(
     among: int=NEIGHBOURS,             # so many neighbours of each row are candidates
     large: int=LARGE,                  # as in `nearest`
 ) -> pd.DataFrame:                     # as from `pairs_frame`; similarity is the cosine above the neighbourhood
-    "Rows whose whitened features agree more than with others around them; none where few images leave few axes to tell."
+    "Rows whose whitened features agree more than with others around them; none where few images leave few axes."
     z = whiten(x, dims) if len(x) > NEIGHBOURS else np.zeros((0, 1), np.float32)
     least = least_similarity(z.shape[1]) if min_similarity is None else min_similarity
     if least >= 1 or len(z) < 2: return pairs_frame([], [], 'near', [])
@@ -236,15 +236,15 @@ def feature_pairs(
 # %% ../../nbs/41_duplicates.ipynb #1254f17e
 PROOFS, PROVEN = 2_000, .88
 
-# %% ../../nbs/41_duplicates.ipynb #7f590940
+# %% ../../nbs/41_duplicates.ipynb #fa1eeda9
 def prove_pairs(
-    pairs: pd.DataFrame,                       # as from `pairs_frame`, and margin: similarity above what its search asks for
+    pairs: pd.DataFrame,                       # as from `pairs_frame`, and margin: similarity above what is asked for
     thumb: Callable[[int], GreyThumb | None],  # a row's image, None where it cannot be read
     mirror: bool=True,                         # whether a mirrored image is a duplicate
     *,
     most: int=PROOFS,                          # pairs proved at most, the most doubtful first
     known: dict[tuple[int, int], float] | None=None,  # what earlier proofs said of pairs of rows; new ones are put in
-) -> pd.DataFrame:                             # the duplicates; similarity is what the pixels say, where they were asked
+) -> pd.DataFrame:                             # the duplicates; similarity is what the pixels say where asked
     "Keep the pairs whose pixels agree, and those above their margin whose pixels could not be compared."
     proof = np.full(len(pairs), np.nan)
     doubtful = np.argsort(pairs.margin.abs().to_numpy(), kind='stable')[:most]
@@ -254,7 +254,7 @@ def prove_pairs(
     res = pairs.assign(similarity=np.where(asked, proof, pairs.similarity))
     return res[np.where(asked, proof >= PROVEN, pairs.margin >= 0)].drop(columns='margin')
 
-# %% ../../nbs/41_duplicates.ipynb #78ea354f
+# %% ../../nbs/41_duplicates.ipynb #7fc3cd6c
 def _proofs(pairs: pd.DataFrame, thumb: Callable, mirror: bool, known: dict[tuple[int, int], float]) -> list[float]:
     "What the pixels say of each pair; NaN where an image cannot be read or shows nothing."
     res = []
@@ -268,7 +268,7 @@ def _proofs(pairs: pd.DataFrame, thumb: Callable, mirror: bool, known: dict[tupl
 # %% ../../nbs/41_duplicates.ipynb #907836d7
 SURE = .95  # similarity from which on a link always joins
 
-# %% ../../nbs/41_duplicates.ipynb #2a7fc15a
+# %% ../../nbs/41_duplicates.ipynb #c941fad3
 def group_numbers(
     n: int,               # rows
     pairs: pd.DataFrame,  # a, b; with kind and similarity, links below `sure` must be borne out by others

@@ -18,7 +18,7 @@ from scipy.ndimage import gaussian_filter, map_coordinates
 # %% ../../nbs/40_overlap.ipynb #83f97475
 SIDE = 128  # pixels, both ways: proportions are kept beside
 
-# %% ../../nbs/40_overlap.ipynb #877d437d
+# %% ../../nbs/40_overlap.ipynb #39878b6b
 @dataclass
 class GreyThumb:
     "A picture as a small grey square, and what is computed from it."
@@ -61,7 +61,7 @@ def _averages(n: int, m: int) -> np.ndarray:
     shared = np.minimum(edges[1:, None], at + 1) - np.maximum(edges[:-1, None], at)
     return (np.clip(shared, 0, None)*m/n).astype(np.float32)
 
-# %% ../../nbs/40_overlap.ipynb #2ec121bd
+# %% ../../nbs/40_overlap.ipynb #3b8f41bf
 def _parts(a: GreyThumb, shapes: tuple[tuple[int, int], ...]) -> np.ndarray:
     "Spectra of a picture as a part of each shape, straight and mirrored."
     if shapes not in a.seen:
@@ -74,7 +74,7 @@ def _parts(a: GreyThumb, shapes: tuple[tuple[int, int], ...]) -> np.ndarray:
         a.seen[shapes] = rfft2(spread).conj()
     return a.seen[shapes]
 
-# %% ../../nbs/40_overlap.ipynb #ce5bf057
+# %% ../../nbs/40_overlap.ipynb #910a9563
 def _whole(b: GreyThumb) -> tuple[np.ndarray, np.ndarray]:
     "A picture's spectrum, and sums of its values and squares over everything above and left."
     if 'whole' not in b.seen:
@@ -84,7 +84,7 @@ def _whole(b: GreyThumb) -> tuple[np.ndarray, np.ndarray]:
         b.seen['whole'] = rfft2(g), np.pad(sums, ((0, 0), (1, 0), (1, 0)))
     return b.seen['whole']
 
-# %% ../../nbs/40_overlap.ipynb #69fb2bdb
+# %% ../../nbs/40_overlap.ipynb #d5990e0f
 def _norms(b: GreyThumb, shape: tuple[int, int]) -> np.ndarray:
     "How much is going on under a part of that shape, by its place; infinite where it does not fit."
     if ('norms', shape) not in b.seen:
@@ -121,7 +121,7 @@ def correlation(a: np.ndarray, b: np.ndarray) -> float:
     a, b = a - a.mean(), b - b.mean()
     return float((a*b).sum()/max(np.linalg.norm(a)*np.linalg.norm(b), 1e-9))
 
-# %% ../../nbs/40_overlap.ipynb #aaf71144
+# %% ../../nbs/40_overlap.ipynb #d9ced5c0
 def align(
     a: np.ndarray,       # pixels of the part
     b: np.ndarray,       # pixels of the whole, as large
@@ -144,7 +144,7 @@ def align(
         box = np.r_[np.clip(box[:2], -.05, 1.05 - size), size]
     return best
 
-# %% ../../nbs/40_overlap.ipynb #9d43a513
+# %% ../../nbs/40_overlap.ipynb #2bd56ff5
 def _ascent(part: np.ndarray, seen: np.ndarray, down: np.ndarray, right: np.ndarray) -> np.ndarray | None:
     "The step of a box (left, top, width, height) that raises the correlation most; None where none does."
     at = (np.arange(len(seen)) + .5)/len(seen)
@@ -170,7 +170,7 @@ def _agreement(part: np.ndarray, whole: np.ndarray, box: np.ndarray, n: int=96) 
 
 METHOD = 1  # one more whenever a change alters what `overlap` says: answers that are kept carry it
 
-# %% ../../nbs/40_overlap.ipynb #387a2c69
+# %% ../../nbs/40_overlap.ipynb #e8a18ee8
 def overlap(
     a: GreyThumb,
     b: GreyThumb,
