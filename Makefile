@@ -11,13 +11,14 @@ ONE_THREAD = OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 PACKAGING = settings.ini setup.py pyproject.toml constraints.txt
 NOTEBOOKS = nbs/[0-9]*.ipynb
 
-.PHONY: help demo test check export readme notebooks clean-notebooks lint dev clean
+.PHONY: help demo test check export readme architecture notebooks clean-notebooks lint dev clean
 
 help:
 	@echo 'make demo              run the whole road on embedded data (installs into $(VENV))'
 	@echo 'make test              every check that CI runs'
 	@echo 'make export            notebooks -> vegc/*.py'
 	@echo 'make readme            nbs/index.ipynb -> README.md'
+	@echo 'make architecture      the picture and tables of docs/architecture.md, from the code'
 	@echo 'make notebooks         run the library notebooks anew, in place, and scrub them'
 	@echo 'make clean-notebooks   strip counts, times and paths from committed outputs'
 	@echo 'make lint              ruff on exported code, tests and scripts'
@@ -37,6 +38,8 @@ check:
 	$(BIN)/python .ci/exported.py
 	@echo '== README is up to date'
 	$(BIN)/python .ci/readme.py --check
+	@echo '== architecture is up to date'
+	$(BIN)/python .ci/architecture.py --check
 	@echo '== notebooks are clean'
 	$(BIN)/python .ci/scrub.py --check
 	@echo '== ruff'
@@ -47,10 +50,13 @@ check:
 	$(ONE_THREAD) MPLBACKEND=Agg $(BIN)/python -m pytest -q -n $(WORKERS) tests
 
 export: $(VENV)/.installed-dev
-	$(BIN)/nbdev-export
+	$(BIN)/python .ci/export.py
 
 readme: $(VENV)/.installed-dev
 	$(BIN)/python .ci/readme.py
+
+architecture: $(VENV)/.installed-dev
+	$(BIN)/python .ci/architecture.py
 
 notebooks: $(VENV)/.installed-dev
 	for nb in $(NOTEBOOKS); do \
@@ -58,7 +64,10 @@ notebooks: $(VENV)/.installed-dev
 	done
 	$(BIN)/python .ci/scrub.py $(NOTEBOOKS)
 
-clean-notebooks: $(VENV)/.installed-dev
+clean-architecture: $(VENV)/.installed-dev
+	$(BIN)/python .ci/architecture.py
+
+notebooks: $(VENV)/.installed-dev
 	$(BIN)/python .ci/scrub.py
 
 lint: $(VENV)/.installed-dev

@@ -27,7 +27,7 @@ def differences(root: Path = ROOT) -> list[str]:
             shutil.copy(nb, copy / 'nbs')
         # nbdev-export does nothing at all, and says nothing, where this variable is set
         env = {k: v for k, v in os.environ.items() if k != 'IN_TEST'}
-        command = [sys.executable, '-c', 'from nbdev.doclinks import nbdev_export; nbdev_export()']
+        command = [sys.executable, root / '.ci/export.py']
         done = subprocess.run(command, cwd=copy, env=env, capture_output=True, text=True)
         if done.returncode: sys.exit(f'nbdev-export failed:\n{done.stderr}')
         want = sources(copy / 'vegc')
@@ -38,5 +38,6 @@ def differences(root: Path = ROOT) -> list[str]:
 
 if __name__ == '__main__':
     if wrong := differences():
-        sys.exit(f'Not what the notebooks export: {", ".join(wrong)}. Run `make export` (edit the notebook, never the module).')
+        names = ', '.join(wrong)
+        sys.exit(f'Not what the notebooks export: {names}. Run `make export` (edit the notebook, never the module).')
     print('vegc/ is what the notebooks export.')

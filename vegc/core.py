@@ -40,6 +40,7 @@ class DatasetError(VegcError):
 class LockedError(DatasetError):
     "Another run is working on the same dataset."
 
+# %% ../nbs/00_core.ipynb #255d451b
 class DiskFullError(VegcError):
     "The disk is full; what was done until then is kept."
 
@@ -64,7 +65,8 @@ def disk_full_is_clear(
         yield
     except OSError as e:
         if e.errno not in (errno.ENOSPC, errno.EDQUOT): raise
-        raise DiskFullError(f'The disk is full: {path} could not be written. Free some space and run the same command again; '
+        raise DiskFullError(f'The disk is full: {path} could not be written. Free some space and run the same command '
+                            'again; '
                             'everything done so far is kept.') from e
 
 # %% ../nbs/00_core.ipynb #eba56f41
@@ -116,6 +118,7 @@ def sha256_hex(
     "The SHA-256 of some bytes."
     return hashlib.sha256(data).hexdigest()
 
+# %% ../nbs/00_core.ipynb #bea82fc3
 def utc_now() -> str:
     "The time in UTC to the second, as ISO 8601 with a Z."
     return datetime.now(UTC).strftime('%Y-%m-%dT%H:%M:%SZ')
@@ -124,6 +127,7 @@ def utc_now() -> str:
 SUBJECTS = ('people', 'objects', 'species', 'characters', 'places', 'other')
 ON_CONFLICT = ('review', 'drop', 'first', 'all')
 
+# %% ../nbs/00_core.ipynb #9abd36d3
 @dataclass
 class DatasetConfig:
     "What `dataset.toml` holds."
@@ -141,6 +145,7 @@ class DatasetConfig:
         _one_of('on_conflict', self.on_conflict, ON_CONFLICT)
         if self.mirror is None: self.mirror = self.subject != 'characters'
 
+# %% ../nbs/00_core.ipynb #f24cf792
 def _one_of(what: str, value: Any, choices: tuple[str, ...]) -> None:
     if value not in choices: raise UsageError(f'{what} must be one of {", ".join(choices)}, not {value!r}.')
 
@@ -153,10 +158,12 @@ def load_config(
     known = {f.name for f in fields(DatasetConfig)}
     try:
         raw = tomllib.loads(path.read_text('utf-8'))
-        if unknown := sorted(raw.keys() - known): warn(f'{path} has keys that this version does not know: {", ".join(unknown)}.')
+        if unknown := sorted(raw.keys() - known):
+            warn(f'{path} has keys that this version does not know: {", ".join(unknown)}.')
         return DatasetConfig(**{'name': path.parent.resolve().name} | {k: v for k, v in raw.items() if k in known})
     except FileNotFoundError:
-        raise DatasetError(f'{folder} is not a dataset: it has no dataset.toml. `vegc ingest` and `vegc add` make one.') from None
+        raise DatasetError(f'{folder} is not a dataset: it has no dataset.toml. `vegc ingest` and `vegc add` make '
+                           'one.') from None
     except (UnicodeDecodeError, tomllib.TOMLDecodeError, TypeError, UsageError) as e:
         raise DatasetError(f'{path} cannot be used: {e} Correct it by hand and try again.') from e
 
@@ -188,9 +195,10 @@ class _Kept:
     "How many blocks are inside `reuse_memory` now."
     lock, depth = threading.Lock(), 0
 
+# %% ../nbs/00_core.ipynb #83019462
 @contextlib.contextmanager
 def reuse_memory():
-    "Inside the block, memory that is freed is kept for what comes next. Also a decorator; blocks may be nested, in threads too."
+    "Inside the block, freed memory is kept for what comes next. Also a decorator; may be nested, in threads too."
     libc = _glibc()
     with _Kept.lock:
         _Kept.depth += 1
@@ -203,8 +211,11 @@ def reuse_memory():
                 _limits(libc, 2**25, 2**26)  # where glibc's limits end by themselves in a process with large pieces
                 libc.malloc_trim(0)
 
+# %% ../nbs/00_core.ipynb #583e623f
 def _glibc() -> ctypes.CDLL | None:
-    if not sys.platform.startswith('linux') or any(k.startswith('MALLOC_') or k == 'GLIBC_TUNABLES' for k in os.environ): return None
+    if not sys.platform.startswith('linux') or any(k.startswith('MALLOC_') or k == 'GLIBC_TUNABLES'
+                                                   for k in os.environ):
+        return None
     try: libc = ctypes.CDLL('libc.so.6')
     except OSError: return None
     return libc if hasattr(libc, 'mallopt') and hasattr(libc, 'malloc_trim') else None
@@ -224,9 +235,12 @@ def table_text(
     cells = [[_cell(r.get(c)) for c in cols] for r in rows]
     width = [max(len(c), *(len(row[i]) for row in cells)) for i, c in enumerate(cols)]
     right = [all(isinstance(r.get(c), (int, float)) or r.get(c) is None for r in rows) for c in cols]
-    line = lambda row: '  '.join(v.rjust(w) if r else v.ljust(w) for v, w, r in zip(row, width, right, strict=True)).rstrip()  # noqa: E731
+    def line(row: list[str]) -> str:
+        padded = [v.rjust(w) if r else v.ljust(w) for v, w, r in zip(row, width, right, strict=True)]
+        return '  '.join(padded).rstrip()
     return '\n'.join([line(cols), line(['-'*w for w in width]), *map(line, cells)])
 
+# %% ../nbs/00_core.ipynb #33bf2d1f
 def _cell(v: Any) -> str:
     if v is None: return ''
     return f'{v:.3f}' if isinstance(v, float) else str(v)

@@ -10,7 +10,6 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urlsplit
@@ -19,13 +18,14 @@ import filelock
 import pandas as pd
 from fastcore.basics import patch
 
-from ..core import (DatasetConfig, DatasetError, LockedError, SUBJECTS, UsageError, load_config, save_config, sha256_hex,
+from ..core import (DatasetConfig, DatasetError, LockedError, SUBJECTS, UsageError, load_config, save_config,
+                       sha256_hex,
                        warn, write_atomic)
 from .decisions import read_decisions
 from .folder import Gone, Journal, place
 from .manifest import MANIFEST, SPLITS, legal_label, read_rows, write_manifest
 
-# %% ../../nbs/14_dataset.ipynb #5ced5d6c
+# %% ../../nbs/14_dataset.ipynb #6313e213
 def read_classes(
     root: str | os.PathLike,   # a dataset's folder
 ) -> pd.DataFrame:             # slug, name, and what else it has; no rows where there is none
@@ -37,9 +37,11 @@ def read_classes(
         raise DatasetError(f'{path} is not a UTF-8 CSV: {e}') from e
     if 'slug' not in table: raise DatasetError(f'{path} needs a column `slug` with the names of the lists or folders.')
     for slug in [*table.slug.dropna(), *_merged_into(table)]:
-        if not legal_label(slug): raise DatasetError(f'{path} names the class {slug[:80]!r}, after which no folder can be named.')
+        if not legal_label(slug):
+            raise DatasetError(f'{path} names the class {slug[:80]!r}, after which no folder can be named.')
     return table if 'name' in table else table.assign(name=table.slug)
 
+# %% ../../nbs/14_dataset.ipynb #9b9a600a
 def _merged_into(table: pd.DataFrame) -> list[str]:
     return table.merge_into.dropna().tolist() if 'merge_into' in table else []
 
@@ -55,6 +57,7 @@ def class_map(
     if 'drop' in table: dropped = set(table.slug[table['drop'].fillna('').str.strip().str.lower().isin(_YES)])
     return {slug: _end_of(slug, into, dropped) for slug in [*into, *dropped]}
 
+# %% ../../nbs/14_dataset.ipynb #8ad8fbd4
 def _end_of(slug: str, into: dict[str, str], dropped: set[str]) -> str | None:
     "The class at the end of a chain of merges; None where it is dropped."
     seen = [slug]
@@ -65,7 +68,7 @@ def _end_of(slug: str, into: dict[str, str], dropped: set[str]) -> str | None:
         seen.append(into[seen[-1]])
     return None if seen[-1] in dropped else seen[-1]
 
-# %% ../../nbs/14_dataset.ipynb #87cd59b7
+# %% ../../nbs/14_dataset.ipynb #ad960557
 @dataclass(frozen=True, eq=False)
 class Snapshot:
     "A dataset at one moment, for what only looks."
@@ -92,7 +95,7 @@ class Snapshot:
         "The decisions in force, one row an image: path, action, label, who, why, at, id."
         return self.decided.copy()
 
-# %% ../../nbs/14_dataset.ipynb #c0b84bed
+# %% ../../nbs/14_dataset.ipynb #6d40586c
 @patch
 def file(self: Snapshot,
     path: str,   # of a stored image, as in the manifest
@@ -100,7 +103,7 @@ def file(self: Snapshot,
     "Where a stored image lies. Raises `DatasetError` for a place outside."
     return place(self.path, path)
 
-# %% ../../nbs/14_dataset.ipynb #5d84eb19
+# %% ../../nbs/14_dataset.ipynb #e184d9ff
 @patch(as_prop=True)
 def classes(self: Snapshot) -> pd.DataFrame:
     "The class table: `classes.csv` where there is one, and a row for every class that it leaves out."
@@ -111,6 +114,7 @@ def classes(self: Snapshot) -> pd.DataFrame:
     res = pd.concat([table, pd.DataFrame(dict(slug=missing, name=missing), dtype='string')], ignore_index=True)
     return res.assign(name=res.name.fillna(res.slug))
 
+# %% ../../nbs/14_dataset.ipynb #e8f00ef7
 @patch(as_prop=True)
 def names(self: Snapshot) -> dict[str, str]:
     "Slug to the name that people read."
@@ -124,7 +128,7 @@ def superclasses(self: Snapshot) -> dict[str, str]:
     named = zip(table.slug, table.superclass, strict=True)
     return {slug: group for slug, group in named if isinstance(group, str) and group.strip()}
 
-# %% ../../nbs/14_dataset.ipynb #0638a0cf
+# %% ../../nbs/14_dataset.ipynb #7415b11f
 @patch
 def current_class(self: Snapshot,
     labels: pd.Series,   # classes as given or decided
@@ -133,6 +137,7 @@ def current_class(self: Snapshot,
     where = class_map(self.class_table)
     return labels.map(lambda c: where.get(c, c)).astype('string') if where else labels
 
+# %% ../../nbs/14_dataset.ipynb #333dad78
 @patch
 def failures(self: Snapshot) -> pd.DataFrame:  # reason, count, example
     "Why rows have no usable image: the codes, how often, one example each."
@@ -142,7 +147,8 @@ def failures(self: Snapshot) -> pd.DataFrame:  # reason, count, example
     return res.sort_values(['count', 'reason'], ascending=[False, True], ignore_index=True)
 
 # %% ../../nbs/14_dataset.ipynb #5677fb35
-_FILE_COLUMNS = ['path', 'given_label', 'url', 'split', 'duplicate_group', 'sha256', 'phash', 'flags', 'width', 'height',
+_FILE_COLUMNS = ['path', 'given_label', 'url', 'split', 'duplicate_group', 'sha256', 'phash', 'flags', 'width',
+                 'height',
                  'source_split', 'creator', 'query', 'status']
 
 def _host(url: str) -> str:
@@ -159,11 +165,12 @@ def _per_file(df: pd.DataFrame) -> pd.DataFrame:
 # %% ../../nbs/14_dataset.ipynb #90bd712e
 @patch(as_prop=True)
 def images(self: Snapshot) -> pd.DataFrame:
-    "One row per stored image in use, exclusions aside: path, given_label, url, split, duplicate_group, sha256, …, host."
+    "One row per stored image in use: path, given_label, url, split, duplicate_group, sha256, …, host."
     df, decided = self.rows, self.decided
     released = df.path.isin(decided.path[decided.action != 'exclude'])
     return _per_file(df[(df.status == 'ok') | ((df.status == 'review') & released)])
 
+# %% ../../nbs/14_dataset.ipynb #e2f8ce18
 @patch
 def stored(self: Snapshot,
     *,
@@ -178,7 +185,7 @@ def stored(self: Snapshot,
     out = res.path.isin(decided.index[decided.action == 'exclude']) | res.label.isna()
     return res.assign(label=res.label.fillna(res.given_label)) if excluded else res[~out].reset_index(drop=True)
 
-# %% ../../nbs/14_dataset.ipynb #e8215a5e
+# %% ../../nbs/14_dataset.ipynb #50a54722
 @patch(as_prop=True)
 def labels(self: Snapshot) -> pd.DataFrame:
     "The current labels: path, label, split, is_valid; excluded images are not there."
@@ -191,13 +198,14 @@ def vocab(self: Snapshot) -> list[str]:
     "The current classes, sorted."
     return sorted(self.labels.label.dropna().unique())
 
+# %% ../../nbs/14_dataset.ipynb #777084a5
 @patch
 def fingerprint(self: Snapshot) -> str:  # 16 hexadecimal digits
     "Names the set of stored images and their given labels, whatever their splits and decisions."
     im = self.images
     return sha256_hex('\n'.join(sorted(im.sha256 + ' ' + im.given_label)).encode())[:16]
 
-# %% ../../nbs/14_dataset.ipynb #3014382b
+# %% ../../nbs/14_dataset.ipynb #bd323e48
 @patch
 def items(self: Snapshot,
     labels: str='current',  # current: with decisions applied; given: as the source said
@@ -206,28 +214,35 @@ def items(self: Snapshot,
     if labels not in ('current', 'given'): raise UsageError(f'labels must be current or given, not {labels!r}.')
     res = self.images[['path', 'given_label', 'split', 'sha256', 'duplicate_group']]
     if len(res) and res.split.isna().all():
-        raise DatasetError(f'{self.path} has no splits yet; `vegc split` deals them, and `vegc train` does so before it trains.')
+        raise DatasetError(f'{self.path} has no splits yet; `vegc split` deals them, and `vegc train` does so before '
+                           'it trains.')
     if new := int(res.split.isna().sum()): _warn_of_new(self.path, new)
     if labels == 'given': res = res.assign(label=res.given_label)
     else: res = res.merge(self.labels[['path', 'label']], on='path')
     res = res[res.split.isin(SPLITS)].reset_index(drop=True)
     for part in ('train', 'valid'):
-        if not (res.split == part).any(): raise DatasetError(f'{self.path} has no image in the {part} split; see `vegc split`.')
+        if not (res.split == part).any():
+            raise DatasetError(f'{self.path} has no image in the {part} split; see `vegc split`.')
     return res
 
+# %% ../../nbs/14_dataset.ipynb #fbabd6dd
 def _warn_of_new(path: Path, n: int) -> None:
-    warn(f'{n} image{"s" if n > 1 else ""} of {path} came after the splits were dealt and {"have" if n > 1 else "has"} none; '
+    warn(f'{n} image{"s" if n > 1 else ""} of {path} came after the splits were dealt and {"have" if n > 1 else "has"} '
+         'none; '
          f'left out here. `vegc split` gives them one.', stacklevel=4)
 
 # %% ../../nbs/14_dataset.ipynb #577b7778
 _USER_FILES = {'urls', 'classes.csv', 'dataset.toml', 'optout.txt', 'readme.md', 'license'}
 
+# %% ../../nbs/14_dataset.ipynb #10634e2d
 def _create(path: Path, subject: str | None, config: dict) -> DatasetConfig:
     "Make the folder and its config. Raises `UsageError` without a subject, `DatasetError` in a folder of other things."
     if path.exists() and not path.is_dir(): raise DatasetError(f'{path} is a file; choose a folder.')
     found = [p.name for p in path.iterdir()] if path.is_dir() else []
     others = [name for name in found if not name.startswith('.') and name.lower() not in _USER_FILES]
-    if others: raise DatasetError(f'{path} is not a dataset and holds other files ({others[0]}, …); choose an empty or new folder.')
+    if others:
+        raise DatasetError(f'{path} is not a dataset and holds other files ({others[0]}, …); choose an empty or new '
+                           'folder.')
     if subject is None:
         raise UsageError(f'Say what the images in {path} show, with subject=… (--subject …): '
                          f'{", ".join(SUBJECTS[:-1])} or {SUBJECTS[-1]}. It is asked once.')
@@ -250,13 +265,14 @@ class ImageDataset:
         exists = (self.path/'dataset.toml').exists()
         self.config = load_config(self.path) if exists else _create(self.path, subject, config)
         if subject is not None and subject != self.config.subject:
-            raise DatasetError(f'{self.path} holds another dataset: its subject is {self.config.subject}, not {subject}. '
+            raise DatasetError(f'{self.path} holds another dataset: its subject is {self.config.subject}, not '
+                               f'{subject}. '
                                'Choose another folder.')
 
     def __fspath__(self) -> str: return str(self.path)
     def __repr__(self) -> str: return repr(self.read()).replace('Snapshot', 'ImageDataset', 1)
 
-# %% ../../nbs/14_dataset.ipynb #0f64845e
+# %% ../../nbs/14_dataset.ipynb #4457b27f
 def _trusted(trust: str | Callable | Sequence) -> frozenset[str]:
     "Bodies that a caller names, as module:function."
     named = [trust] if isinstance(trust, str) or callable(trust) else list(trust)
@@ -270,7 +286,7 @@ def read(self: ImageDataset,
     return Snapshot(self.path, load_config(self.path), read_rows(self.path, columns), read_decisions(self.path),
                     read_classes(self.path), self.trust)
 
-# %% ../../nbs/14_dataset.ipynb #98ba32fe
+# %% ../../nbs/14_dataset.ipynb #3501e6e0
 DatasetLike = Snapshot | ImageDataset | str | os.PathLike
 
 def snapshot(
@@ -284,7 +300,7 @@ def snapshot(
     if not isinstance(dataset, ImageDataset): load_config(dataset)  # says that there is none
     return ImageDataset(dataset, trust=trust).read()
 
-# %% ../../nbs/14_dataset.ipynb #598379f0
+# %% ../../nbs/14_dataset.ipynb #6fdb9d2a
 def _as_now(name: str) -> property:
     "A property of the dataset as it is now."
     return property(lambda self: getattr(self.read(), name), doc=getattr(Snapshot, name).__doc__)
@@ -292,15 +308,14 @@ def _as_now(name: str) -> property:
 for _name in ('df', 'decisions', 'classes', 'names', 'superclasses', 'images', 'labels', 'vocab'):
     setattr(ImageDataset, _name, _as_now(_name))
 
-@patch
-def stored(self: ImageDataset, *, excluded: bool=False) -> pd.DataFrame:
-    "As `Snapshot.stored`, of the dataset as it is now."
-    return self.read().stored(excluded=excluded)
+def _method_as_now(name: str) -> Callable:
+    "A method of the dataset as it is now."
+    def method(self, *args, **kw): return getattr(self.read(), name)(*args, **kw)
+    method.__doc__ = getattr(Snapshot, name).__doc__
+    return method
 
-@patch
-def failures(self: ImageDataset) -> pd.DataFrame:  # reason, count, example
-    "As `Snapshot.failures`, of the dataset as it is now."
-    return self.read().failures()
+for _name in ('stored', 'failures', 'items', 'fingerprint', 'current_class', 'file'):
+    setattr(ImageDataset, _name, _method_as_now(_name))
 
 # %% ../../nbs/14_dataset.ipynb #f3ad59c6
 @patch
@@ -310,11 +325,12 @@ def lock(self: ImageDataset):
     lock = filelock.FileLock(place(self.path, '.lock'))
     try: lock.acquire(timeout=0)
     except filelock.Timeout:
-        raise LockedError(f'Another run is working on {self.path}; wait until it ends, or stop it, and try again.') from None
+        raise LockedError(f'Another run is working on {self.path}; wait until it ends, or stop it, and try '
+                          'again.') from None
     try: yield
     finally: lock.release()
 
-# %% ../../nbs/14_dataset.ipynb #d875aa45
+# %% ../../nbs/14_dataset.ipynb #369e8025
 class Known(NamedTuple):
     "The little of a row that a run looks at again."
     url: str
@@ -324,6 +340,7 @@ class Known(NamedTuple):
     split: str | None = None
     duplicate_group: str | None = None
 
+# %% ../../nbs/14_dataset.ipynb #b8267e59
 class Run:
     "The rows of a dataset during a run: of those of earlier runs a few words in memory, new ones in the journal alone."
     def __init__(self, df: pd.DataFrame, journal: Journal):
@@ -345,10 +362,11 @@ def table(self: ImageDataset,
     "Rows of the manifest as it is now, for what cannot hold all of it. Raises `DatasetError`."
     return read_rows(self.path, columns, last)
 
+# %% ../../nbs/14_dataset.ipynb #a43151d5
 @patch
 @contextmanager
 def run(self: ImageDataset) -> Iterator[Run]:
-    "Lock the dataset and collect rows; whatever ends the block, they are folded into the manifest. Raises `LockedError`."
+    "Lock the dataset and collect rows; whatever ends the block, the manifest gets them. Raises `LockedError`."
     with self.lock():
         journal = place(self.path, 'journal.jsonl')
         run = Run(self.table(), Journal(journal))
@@ -359,7 +377,7 @@ def run(self: ImageDataset) -> Iterator[Run]:
             if len(final): write_manifest(place(self.path, 'manifest.parquet'), final)
             journal.unlink(missing_ok=True)
 
-# %% ../../nbs/14_dataset.ipynb #3c347f7a
+# %% ../../nbs/14_dataset.ipynb #1542a1a5
 @patch
 def update(self: ImageDataset,
     frame: pd.DataFrame,  # has `path` and the columns to set
@@ -374,7 +392,7 @@ def update(self: ImageDataset,
         place(self.path, 'journal.jsonl').unlink(missing_ok=True)
     self.write_labels()
 
-# %% ../../nbs/14_dataset.ipynb #bb0abcf5
+# %% ../../nbs/14_dataset.ipynb #b3172c46
 @patch
 def write_labels(self: ImageDataset) -> Path:  # labels.csv
     "Write `labels.csv`, the current labels for any other tool."
@@ -388,7 +406,7 @@ def write_cleaned(self: ImageDataset) -> Path:  # cleaned.csv
     table = self.labels.sort_values('path')[['path', 'label']].rename(columns=dict(path='name'))
     return write_atomic(place(self.path, 'cleaned.csv'), table.to_csv(index=False, lineterminator='\n'))
 
-# %% ../../nbs/14_dataset.ipynb #34e94f8b
+# %% ../../nbs/14_dataset.ipynb #5c1b701c
 def erase(
     root: str | os.PathLike,  # a dataset's folder
     gone: Gone,
@@ -400,16 +418,13 @@ def erase(
     if 'name' not in table or not (hit := table['name'].isin(gone.paths)).any(): return []
     return [write_atomic(path, table[~hit].to_csv(index=False, lineterminator='\n'))]
 
-# %% ../../nbs/14_dataset.ipynb #d10d1c15
+# %% ../../nbs/14_dataset.ipynb #be42608a
 # TRANSITION: goes when all chapters are merged
-from .decisions import ACTIONS  # noqa: E402, F401
+from .decisions import ACTIONS  # noqa: F401
 ImageDataset.manifest_path = property(lambda self: place(self.path, 'manifest.parquet'))
 ImageDataset.journal_path = property(lambda self: place(self.path, 'journal.jsonl'))
 ImageDataset.decisions_path = property(lambda self: place(self.path, 'decisions.jsonl'))
 ImageDataset._table = lambda self, columns=None, order=None: read_rows(self.path, columns, order)
-ImageDataset.fingerprint = lambda self: self.read().fingerprint()
-ImageDataset.current_class = lambda self, labels: self.read().current_class(labels)
-ImageDataset.items = lambda self, labels='current': self.read().items(labels)
 def _optout(self):
     from importlib import import_module
     return import_module('vegc.data.optout').read_optout(self.path)

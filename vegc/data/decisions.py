@@ -21,9 +21,10 @@ from ..core import DatasetError, disk_full_is_clear, sha256_hex, utc_now, write_
 from .folder import Gone, json_line, place
 from .manifest import legal_label
 
-# %% ../../nbs/13_decisions.ipynb #795b96bf
+# %% ../../nbs/13_decisions.ipynb #5638199e
 ACTIONS = ('keep', 'exclude', 'relabel')
 
+# %% ../../nbs/13_decisions.ipynb #cd02fef6
 class DecisionState:
     "What the lines of a log amount to."
     def __init__(self):
@@ -37,10 +38,10 @@ class DecisionState:
         "The standing decisions."
         return {path: self.lines[next(reversed(ids))] for path, ids in self.about.items()}
 
-# %% ../../nbs/13_decisions.ipynb #15738339
+# %% ../../nbs/13_decisions.ipynb #40d8114e
 Reading = DecisionState  # TRANSITION
 
-# %% ../../nbs/13_decisions.ipynb #61ab76ec
+# %% ../../nbs/13_decisions.ipynb #5c2991a3
 @patch
 def read(self: DecisionState, line: dict) -> None:
     "Read one more line; a head line or one of a later version changes nothing."
@@ -49,6 +50,7 @@ def read(self: DecisionState, line: dict) -> None:
     if 'undo' in line: self._undo(line)
     elif 'path' in line: self._decide(line)
 
+# %% ../../nbs/13_decisions.ipynb #2115da31
 @patch
 def _decide(self: DecisionState, line: dict) -> None:
     i, step = line['id'], line.get('step', line['id'])
@@ -71,7 +73,7 @@ def _undo(self: DecisionState, line: dict) -> None:
     if not self.undone or self.undone[-1][0] != step: self.undone.append((step, []))
     self.undone[-1][1].insert(0, old['id'])  # a step is taken back from its end
 
-# %% ../../nbs/13_decisions.ipynb #3c89569d
+# %% ../../nbs/13_decisions.ipynb #0b6e2c43
 def _is_decision(line: dict) -> bool:
     "Whether a line of the log has what its kind needs, and nothing that leads elsewhere."
     if 'id' not in line: return True
@@ -81,7 +83,7 @@ def _is_decision(line: dict) -> bool:
     label = line.get('label') or ''
     return numbers and words and line.get('action') in ACTIONS and (not label or legal_label(label))
 
-# %% ../../nbs/13_decisions.ipynb #20221211
+# %% ../../nbs/13_decisions.ipynb #e261bef3
 def _read_line(state: DecisionState, line: bytes, path: Path) -> None:
     "Read a line of the file into a state. Raises `DatasetError`."
     try: fields = json.loads(line) if line.strip() else {}
@@ -109,7 +111,7 @@ class DecisionLog:
         self.ended = True         # does the last line that counts have its newline?
         self._lock = filelock.FileLock(place(root, '.decisions.lock'))
 
-# %% ../../nbs/13_decisions.ipynb #54098714
+# %% ../../nbs/13_decisions.ipynb #6da7631c
 @patch
 def catch_up(self: DecisionLog) -> None:
     "Read what was written since; from the start where somebody put another file in its place. Raises `DatasetError`."
@@ -126,6 +128,7 @@ def catch_up(self: DecisionLog) -> None:
         _read_line(self.known, last, self.path)
         self.offset += len(last)
 
+# %% ../../nbs/13_decisions.ipynb #601a57a6
 @patch
 @contextmanager
 def writing(self: DecisionLog):
@@ -150,6 +153,7 @@ def append(self: DecisionLog,
     for line in made: self.known.read(line)
     return made
 
+# %% ../../nbs/13_decisions.ipynb #2593de51
 @patch
 def _write(self: DecisionLog, data: bytes) -> None:
     "Append bytes, all or none. Raises `DiskFullError`."
@@ -163,7 +167,7 @@ def _write(self: DecisionLog, data: bytes) -> None:
             raise
     self.offset, self.ended = self.offset + len(data), True
 
-# %% ../../nbs/13_decisions.ipynb #55489c32
+# %% ../../nbs/13_decisions.ipynb #e81c86ca
 DECISION_COLUMNS = ['path', 'action', 'label', 'who', 'why', 'at', 'id']
 
 def read_decisions(
@@ -174,7 +178,7 @@ def read_decisions(
     log.catch_up()
     return pd.DataFrame(list(log.known.in_force().values()), columns=DECISION_COLUMNS, dtype='string')
 
-# %% ../../nbs/13_decisions.ipynb #e1f13c1a
+# %% ../../nbs/13_decisions.ipynb #e9ee7784
 def image_marks(
     rows: pd.DataFrame,  # sha256, path, given_label
 ) -> set[str]:
@@ -182,6 +186,7 @@ def image_marks(
     named = zip(rows.sha256.fillna(rows.path), rows.given_label, strict=True)
     return {sha256_hex(f'{sha} {label}'.encode())[:12] for sha, label in named}
 
+# %% ../../nbs/13_decisions.ipynb #8a09a86d
 def log_head(
     name: str,             # of the dataset
     marks: Iterable[str],  # as from `image_marks`
@@ -189,7 +194,7 @@ def log_head(
     "The first line of a new log."
     return dict(dataset=name, schema=2, fingerprint=sorted(marks)[:16])
 
-# %% ../../nbs/13_decisions.ipynb #31bbea12
+# %% ../../nbs/13_decisions.ipynb #0913ac80
 def check_owner(
     root: str | os.PathLike,  # a dataset's folder
     name: str,                # of the dataset
@@ -203,10 +208,11 @@ def check_owner(
     mark = head.get('fingerprint')
     known = isinstance(mark, list) and 2*len(marks & set(map(str, mark))) >= len(mark)
     if known if mark else head.get('dataset', name) == name: return
-    raise DatasetError(f'{path} belongs to the dataset {head.get("dataset")!r}, not to {name!r}: its images are others. '
+    raise DatasetError(f'{path} belongs to the dataset {head.get("dataset")!r}, not to {name!r}: its images are '
+                       'others. '
                        'Move it away.')
 
-# %% ../../nbs/13_decisions.ipynb #e44ac7ac
+# %% ../../nbs/13_decisions.ipynb #a1f7e402
 def erase(
     root: str | os.PathLike,  # a dataset's folder
     gone: Gone,
@@ -220,6 +226,7 @@ def erase(
         if len(kept) < len(lines): write_atomic(log.path, b''.join(kept))
     return [log.path] if len(kept) < len(lines) else []
 
+# %% ../../nbs/13_decisions.ipynb #a65132b0
 def _is_about(line: bytes, gone: Gone, path: Path) -> bool:
     fields = json_line(line, 0, path) or {}
     return fields.get('path') in gone.paths

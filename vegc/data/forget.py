@@ -16,10 +16,10 @@ import pandas as pd
 
 from ..core import DatasetError, UsageError
 from .dataset import ImageDataset
-from .folder import Gone, place
+from .folder import Gone
 from .optout import OptOut, keep_out, read_optout
 
-# %% ../../nbs/16_forget.ipynb #eb93e843
+# %% ../../nbs/16_forget.ipynb #5e88050c
 @dataclass(frozen=True)
 class Owned:
     "Files of a dataset's folder, and the module that reads, writes and erases from them."
@@ -28,6 +28,7 @@ class Owned:
     what: str     # what the files hold
     holds_images: bool = True  # whether something of an image stands in them
 
+# %% ../../nbs/16_forget.ipynb #f94f6c44
 OWNED = (
     Owned('dataset.toml', 'core', 'name, subject, seed and the like', False),
     Owned('classes.csv', '', 'the class table', False),
@@ -47,13 +48,15 @@ OWNED = (
     Owned('models/*/*', 'training.stages', 'weights and record of each stage', False),
     Owned('predictions/test-looks.jsonl', 'evaluation.predictions', 'one line for each look at test results', False),
     Owned('predictions/*-*.parquet', 'evaluation.predictions', 'probabilities of one pass of a stage over a split'),
-    Owned('predictions/cross-validated.parquet', 'evaluation.crossval', 'images judged by heads that have not seen them'),
-    Owned('predictions/out-of-fold.parquet', 'evaluation.crossval', 'images judged by linear models that have not seen them'),
+    Owned('predictions/cross-validated.parquet', 'evaluation.crossval',
+          'images judged by heads that have not seen them'),
+    Owned('predictions/out-of-fold.parquet', 'evaluation.crossval', 'images judged by linear models that have not seen '
+                                                                    'them'),
     Owned('predictions/issues.parquet', 'cleaning.issues', 'the last ranking of images that need a look'),
     Owned('*.html', 'plots.report', 'pages that show images'),
 )
 
-# %% ../../nbs/16_forget.ipynb #751d69ef
+# %% ../../nbs/16_forget.ipynb #dd28427c
 def erase_everywhere(
     root: str | os.PathLike,  # a dataset's folder
     gone: Gone,
@@ -66,6 +69,7 @@ def erase_everywhere(
         if erase: changed += erase(root, gone)
     return list(dict.fromkeys(changed))
 
+# %% ../../nbs/16_forget.ipynb #0150c93f
 def stages_trained_on(
     root: str | os.PathLike,  # a dataset's folder
     gone: Gone,
@@ -88,10 +92,12 @@ class Forgotten:
     def __str__(self) -> str:
         said = f'{self.rows} rows forgotten, {len(self.files)} files removed.'
         if not self.stages: return said
-        return f'{said} Trained on them: {", ".join(self.stages)}, and every model exported from there; train again and replace those.'
+        return (f'{said} Trained on them: {", ".join(self.stages)}, and every model exported from there; '
+            'train again and replace those.')
 
-# %% ../../nbs/16_forget.ipynb #d44e4cb6
-_OF_AN_IMAGE = ('flags', 'path', 'width', 'height', 'original_width', 'original_height', 'bytes', 'sha256', 'sha256_fetched',
+# %% ../../nbs/16_forget.ipynb #adb61f2b
+_OF_AN_IMAGE = ('flags', 'path', 'width', 'height', 'original_width', 'original_height', 'bytes', 'sha256',
+                'sha256_fetched',
                 'phash', 'final_url', 'content_type', 'landing_url', 'creator', 'split', 'duplicate_group')
 _ASKED = ['url', 'final_url', 'sha256', 'sha256_fetched', 'phash', 'path']
 
@@ -100,6 +106,7 @@ def _with_same_bytes(df: pd.DataFrame, hit: pd.Series) -> pd.Series:
     same = [df[c].isin(df[c][hit].dropna()) & df[c].notna() for c in ('sha256', 'sha256_fetched')]
     return hit | same[0] | same[1]
 
+# %% ../../nbs/16_forget.ipynb #96ae077c
 def _why_out(row: dict, out: OptOut) -> str:
     "Why a row of the manifest is opted out, or ''."
     known = {c: '' if pd.isna(v) else v for c, v in row.items()}
@@ -113,7 +120,7 @@ def forget(
     dataset: ImageDataset | str | os.PathLike,
     *what: str,        # URLs, hosts, hashes as in optout.txt, or paths in the dataset; nothing: what optout.txt names
 ) -> Forgotten:
-    "Remove images, what was derived from them, and keep them out. Raises `UsageError` when something named is not there, `LockedError`."
+    "Remove images and what was made of them, and keep them out. Raises `UsageError` (unknown name), `LockedError`."
     dataset = ImageDataset(dataset)
     out = _asked_for(what) if what else read_optout(dataset.path)
     if not out: return Forgotten()
@@ -121,7 +128,8 @@ def forget(
         df = dataset.table()
         why = pd.Series([_why_out(r, out) for r in df[_ASKED].to_dict('records')], index=df.index, dtype='string')
         if what and not (why != '').any():
-            raise UsageError(f'Nothing in {dataset.path} goes by {what[0][:100]!r}; give a URL, a host, a hash or a path '
+            raise UsageError(f'Nothing in {dataset.path} goes by {what[0][:100]!r}; give a URL, a host, a hash or a '
+                             'path '
                              'as the manifest has it.')
         hit = _with_same_bytes(df, why != '') & ~((df.status == 'skipped') & df.path.isna())
         res = _remove(dataset.path, df[hit]) if hit.any() else Forgotten()
@@ -129,9 +137,10 @@ def forget(
     if res.rows: dataset.write_labels()
     return res
 
+# %% ../../nbs/16_forget.ipynb #ab0dca6a
 ImageDataset.forget = forget
 
-# %% ../../nbs/16_forget.ipynb #95f66fb3
+# %% ../../nbs/16_forget.ipynb #8ef8434e
 def _asked_for(what: tuple[str, ...]) -> OptOut:
     try: return OptOut(what, source='a request')
     except DatasetError as e: raise UsageError(str(e).replace('Line', 'Item').replace(' of optout.txt', '')) from None
@@ -142,6 +151,7 @@ def _emptied(row: dict, reason: str) -> dict:
     said = reason or 'the same picture as one that was forgotten'
     return kept | dict(status='skipped', error_message=f'opted_out: {said}')
 
+# %% ../../nbs/16_forget.ipynb #40646c8b
 def _remove(root: Path, rows: pd.DataFrame) -> Forgotten:
     "Note what stays out, then have the images of these rows removed, and what was derived from them."
     named = {v for c in ('url', 'sha256', 'sha256_fetched') for v in rows[c].dropna()}

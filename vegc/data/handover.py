@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['export_folder', 'to_hf']
 
-# %% ../../nbs/17_handover.ipynb #c9c48549
+# %% ../../nbs/17_handover.ipynb #54ff49cb
 import os
 import shutil
 from pathlib import Path
@@ -17,7 +17,7 @@ from ..core import DatasetError, UsageError, disk_full_is_clear, progress, repla
 from .dataset import DatasetLike, ImageDataset, Snapshot, snapshot
 from .manifest import SPLITS
 
-# %% ../../nbs/17_handover.ipynb #b2889331
+# %% ../../nbs/17_handover.ipynb #47394c6e
 def _names_in(rows: pd.DataFrame, splits: bool) -> list[Path]:  # relative, one a row
     "Where each image goes."
     tops = [[split] if splits else [] for split in rows.split]
@@ -28,6 +28,7 @@ def _files_there(dst: Path) -> set[Path]:
     if not dst.is_dir(): return set()
     return {p.relative_to(dst) for p in dst.rglob('*') if p.is_file() and not p.name.startswith('.tmp-')}
 
+# %% ../../nbs/17_handover.ipynb #9d9cbe5e
 def _lay(src: Path, to: Path, link: bool) -> None:
     "Put a file at another place too, whole or not at all."
     with disk_full_is_clear(to), replacing(to) as tmp:
@@ -36,15 +37,15 @@ def _lay(src: Path, to: Path, link: bool) -> None:
             if not link: raise
             shutil.copy2(src, tmp)  # another disk, or one without links
 
-# %% ../../nbs/17_handover.ipynb #1a872432
+# %% ../../nbs/17_handover.ipynb #b9e65442
 def export_folder(
     dataset: DatasetLike,
     dst: str | os.PathLike,  # a new or empty folder, or one that was begun before
     *,
     link: bool=False,        # hard links instead of copies, where the disk can
-    splits: bool=True,       # a folder for train, valid and test, and in it one a class; else one a class, those without a split too
+    splits: bool=True,       # in folders for train, valid and test; False: a folder a class, images without a split too
 ) -> Path:                   # dst
-    "A folder of the current labels, with `labels.csv`. Raises `DatasetError` for other files there or no split, `DiskFullError`."
+    "A folder of the current labels. Raises `DatasetError` (other files there, no split), `DiskFullError`."
     data, dst = snapshot(dataset), Path(dst)
     rows = data.labels
     if splits: rows = rows[rows.split.isin(SPLITS)]
@@ -59,6 +60,7 @@ def export_folder(
     write_atomic(dst/'labels.csv', rows.assign(path=[n.as_posix() for n in to]).to_csv(index=False))
     return dst
 
+# %% ../../nbs/17_handover.ipynb #9080f567
 Snapshot.export_folder = ImageDataset.export_folder = export_folder
 
 # %% ../../nbs/17_handover.ipynb #63fbd16e
@@ -70,20 +72,24 @@ def _rows_by_split(data: Snapshot) -> dict[str, pd.DataFrame]:  # train, validat
     rows = data.labels.join(facts, on='path')
     if rows.empty: raise DatasetError(f'{data.path} holds no usable image.')
     parts = dict(train='train', valid='validation', test='test') if rows.split.notna().any() else {}
-    return {name: rows[rows.split == part] for part, name in parts.items() if (rows.split == part).any()} or dict(train=rows)
+    return {name: rows[rows.split == part] for part,
+            name in parts.items() if (rows.split == part).any()} or dict(train=rows)
 
-# %% ../../nbs/17_handover.ipynb #940ebeb5
+# %% ../../nbs/17_handover.ipynb #5f8e3ddc
 def to_hf(
     dataset: DatasetLike,
 ) -> Any:  # datasets.DatasetDict with train, validation, test; one `train` where no splits are assigned
-    "The current labels as a Hugging Face dataset. Raises `UsageError` without the library, `DatasetError` when there is no image."
+    "The current labels as a Hugging Face dataset. Raises `UsageError` without the library, `DatasetError`."
     try: from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value
-    except ModuleNotFoundError: raise UsageError('A Hugging Face dataset needs the library datasets: pip install "vegc[hf]".') from None
+    except ModuleNotFoundError:
+        raise UsageError('A Hugging Face dataset needs the library datasets: pip install "vegc[hf]".') from None
     data = snapshot(dataset)
     kinds = Features(dict(image=Image(), label=ClassLabel(names=data.vocab)) | {c: Value('string') for c in _TEXT})
     def table(rows: pd.DataFrame) -> Dataset:
         words = {c: [None if pd.isna(v) else v for v in rows[c]] for c in _TEXT}
-        return Dataset.from_dict(dict(image=[str(data.file(p)) for p in rows.path], label=rows.label.tolist()) | words, features=kinds)
+        return Dataset.from_dict(dict(image=[str(data.file(p)) for p in rows.path], label=rows.label.tolist()) | words,
+                                 features=kinds)
     return DatasetDict({name: table(rows) for name, rows in _rows_by_split(data).items()})
 
+# %% ../../nbs/17_handover.ipynb #b237241b
 Snapshot.to_hf = ImageDataset.to_hf = to_hf

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['OPTOUT_BITS', 'OptOut', 'read_optout', 'keep_out']
 
-# %% ../../nbs/15_optout.ipynb #05fdee3f
+# %% ../../nbs/15_optout.ipynb #4a32f837
 import hashlib
 import hmac
 import json
@@ -21,9 +21,10 @@ from ..core import DatasetError, write_atomic
 from .folder import place
 from .images import phash_mirrored
 
-# %% ../../nbs/15_optout.ipynb #157b1685
+# %% ../../nbs/15_optout.ipynb #523135ee
 OPTOUT_BITS = 16  # of 256, in which a saved-again copy's perceptual hash may differ
 
+# %% ../../nbs/15_optout.ipynb #304a54d4
 class OptOut:
     "What shall not be in a dataset. Raises `DatasetError` for a line that it cannot read."
     def __init__(self,
@@ -40,15 +41,17 @@ class OptOut:
 
     def __bool__(self) -> bool: return bool(self.urls or self.hosts or self.hashes or self.near or self.forgotten)
 
+# %% ../../nbs/15_optout.ipynb #5245f47a
 def _without_comment(line: str) -> str: return re.sub(r'(^|\s)#.*', '', line.strip().lstrip('\ufeff')).strip()
 
-# %% ../../nbs/15_optout.ipynb #9294dc37
+# %% ../../nbs/15_optout.ipynb #cd06f2ef
 def _host_port(url: str) -> tuple[str, str]:  # host, and host:port where a port is written
     "The host of a URL, as written."
     try: parts = urlsplit(url if len(url) < 10_000 else url[:10_000])
     except ValueError: return '', ''
     return (parts.hostname or ''), parts.netloc.rpartition('@')[2].lower()
 
+# %% ../../nbs/15_optout.ipynb #7456d4f4
 @patch
 def _read_line(self: OptOut, line: str, n: int) -> None:
     "Understand one line. Raises `DatasetError`."
@@ -64,7 +67,7 @@ def _read_line(self: OptOut, line: str, n: int) -> None:
         raise DatasetError(f'Line {n} of optout.txt, {line[:80]!r}, is no URL, host, sha256 or perceptual hash; '
                            'correct it and run the command again.')
 
-# %% ../../nbs/15_optout.ipynb #5c9f088e
+# %% ../../nbs/15_optout.ipynb #585c5621
 @patch
 def of_url(self: OptOut,
     url: str,   # as listed, or where it was redirected to
@@ -74,6 +77,7 @@ def of_url(self: OptOut,
     if self.hosts and (host := self._host_of(url)): return f'{self.source} names the host {host}'
     return 'forgotten on request' if self.forgotten and self.keyed(url) in self.forgotten else ''
 
+# %% ../../nbs/15_optout.ipynb #66eb217e
 @patch
 def _host_of(self: OptOut, url: str) -> str:  # '' where it may be asked
     "The host of a URL where it, or a domain above it, is opted out."
@@ -82,7 +86,7 @@ def _host_of(self: OptOut, url: str) -> str:  # '' where it may be asked
     above = ('.'.join(parts[i:]) for i in range(len(parts)))
     return port if port in self.hosts or any(name in self.hosts for name in above) else ''
 
-# %% ../../nbs/15_optout.ipynb #1a34d38c
+# %% ../../nbs/15_optout.ipynb #3aef1c38
 @patch
 def of_picture(self: OptOut,
     hashes: list[str],   # sha256 of the bytes as stored and as they came
@@ -96,12 +100,13 @@ def of_picture(self: OptOut,
     gone = self.forgotten and any(self.keyed(h) in self.forgotten for h in hashes)
     return 'forgotten on request' if gone else ''
 
+# %% ../../nbs/15_optout.ipynb #ec1ab0dd
 @patch
 def keyed(self: OptOut, what: str) -> str:
     "HMAC-SHA256, 32 hexadecimal digits."
     return hmac.new(bytes.fromhex(self.key), what.encode(), hashlib.sha256).hexdigest()[:32]
 
-# %% ../../nbs/15_optout.ipynb #ff35443a
+# %% ../../nbs/15_optout.ipynb #e1f09ddd
 def read_optout(
     root: str | os.PathLike,  # a dataset's folder
 ) -> OptOut:
@@ -112,6 +117,7 @@ def read_optout(
     known = _read_forgotten(root)
     return OptOut(lines, known['key'], known['forgotten'])
 
+# %% ../../nbs/15_optout.ipynb #2e172358
 def _read_forgotten(root: str | os.PathLike) -> dict:  # key, forgotten
     path = place(root, 'forgotten.json')
     if not path.exists(): return dict(key='', forgotten=[])
@@ -122,7 +128,7 @@ def _read_forgotten(root: str | os.PathLike) -> dict:  # key, forgotten
     except (ValueError, KeyError, TypeError): known = None
     raise DatasetError(f'{path} is damaged: it says which images were forgotten on request. Put a copy of it back.')
 
-# %% ../../nbs/15_optout.ipynb #5ff7d7bb
+# %% ../../nbs/15_optout.ipynb #92323102
 def keep_out(
     root: str | os.PathLike,  # a dataset's folder
     named: Iterable[str],     # URLs and sha256 of images that are forgotten
