@@ -27,7 +27,7 @@ from .duplicates import (NEIGHBOURS, exact_pairs, feature_pairs, group_numbers, 
                                     kept_axes, least_similarity, pairs_frame, prove_pairs, with_twins)
 from .overlap import COARSE, GreyThumb, LEAST_PART, METHOD, SIDE
 
-# %% ../../nbs/42_copies.ipynb #fef35632
+# %% ../../nbs/42_copies.ipynb #5ad62d13
 def hash_candidates(
     images: pd.DataFrame,  # rows of `dataset.images`
     rows: np.ndarray,      # row numbers to compare
@@ -40,7 +40,7 @@ def hash_candidates(
     margin = 5*(near.similarity - 231/256)  # similarities of hashes are nearer to 1
     return near.assign(a=hashed[near.a], b=hashed[near.b], margin=margin)
 
-# %% ../../nbs/42_copies.ipynb #2d978451
+# %% ../../nbs/42_copies.ipynb #e4e1bd4c
 def feature_candidates(
     x: np.ndarray,                      # pooled features, maxima and means, or others [n, d]
     min_similarity: float | None=None,  # that counts without a proof; None: `least_similarity`
@@ -54,7 +54,7 @@ def feature_candidates(
     pairs = feature_pairs(x, 0., among=3)
     return pairs.assign(margin=pairs.similarity - least)
 
-# %% ../../nbs/42_copies.ipynb #9e37d081
+# %% ../../nbs/42_copies.ipynb #93248542
 def mean_part(x: np.ndarray) -> np.ndarray:
     "The means of pooled features, which stand behind their maxima; features of another make as they are."
     half, some = x.shape[1]//2, x[:200]
@@ -85,7 +85,7 @@ def proof_file(root: str | os.PathLike, mirror: bool) -> Path:
     method = f'{METHOD}-{SIDE}-{COARSE}-{LEAST_PART:g}{"m" if mirror else ""}'
     return place(root, 'features', f'proofs-{method}.parquet')
 
-# %% ../../nbs/42_copies.ipynb #32e74d3c
+# %% ../../nbs/42_copies.ipynb #e258e5e1
 def read_proofs(
     file: Path,
 ) -> pd.DataFrame:  # a, b (hashes), proof (0–1, NaN where pixels could not tell)
@@ -100,7 +100,7 @@ def read_proofs(
 def _bad_proofs(file: Path, why: object) -> DatasetError:
     return DatasetError(f'{file} is damaged ({why}); move it away and run again, it is made again.')
 
-# %% ../../nbs/42_copies.ipynb #20d12492
+# %% ../../nbs/42_copies.ipynb #aa3089bd
 def proven_pairs(
     data: Snapshot,
     images: pd.DataFrame,  # rows of `dataset.images`
@@ -119,7 +119,7 @@ def proven_pairs(
         new = pd.DataFrame(new, columns=['a', 'b', 'proof'])
         if len(new): _write_proofs(file, pd.concat([old, new]) if len(old) else new)
 
-# %% ../../nbs/42_copies.ipynb #cb956361
+# %% ../../nbs/42_copies.ipynb #eadd38a8
 def _by_row(proofs: pd.DataFrame, hashes: pd.Series) -> dict[tuple[int, int], float]:
     "Proofs by the numbers of the first rows that have these hashes."
     row = dict(zip(hashes[::-1], hashes.index[::-1], strict=True))
@@ -133,7 +133,7 @@ def _thumb_if_readable(path: Path) -> GreyThumb | None:
     try: return GreyThumb.read(path)
     except OSError: return None
 
-# %% ../../nbs/42_copies.ipynb #12142361
+# %% ../../nbs/42_copies.ipynb #dc3ee7bf
 def duplicate_pairs(
     data: DatasetLike,
     images: pd.DataFrame,               # rows of `dataset.images`
@@ -154,14 +154,14 @@ def duplicate_pairs(
     near = proven_pairs(data, images, near)
     return join_pairs(exact_pairs(images.sha256), with_twins(near, images.sha256))
 
-# %% ../../nbs/42_copies.ipynb #65dea3f1
+# %% ../../nbs/42_copies.ipynb #eb98abd3
 def same_value_pairs(values: pd.Series) -> pd.DataFrame:
     "Pairs of rows that share a value; empty ones share nothing."
     known = np.flatnonzero(values.fillna('') != '')
     pairs = exact_pairs(values.iloc[known])
     return pairs.assign(a=known[pairs.a], b=known[pairs.b])
 
-# %% ../../nbs/42_copies.ipynb #529c63c6
+# %% ../../nbs/42_copies.ipynb #a77c8d11
 def groups_around_unused(
     pairs: pd.DataFrame,  # links between rows
     splits: pd.Series,    # of the rows, as stored; `none`: used nowhere
@@ -176,21 +176,21 @@ def groups_around_unused(
         if not settled[group].any(): numbers[group] = numbers[bridge]
     return numbers
 
-# %% ../../nbs/42_copies.ipynb #c5d115cf
+# %% ../../nbs/42_copies.ipynb #8886d390
 def _warn_of_large_group(data: Snapshot, images: pd.DataFrame, numbers: np.ndarray) -> None:
     counts = np.bincount(numbers, minlength=1)
     share = counts.max()/max(len(numbers), 1)
     if len(numbers) < 100 or share <= .02: return
     first, second = images.path[numbers == counts.argmax()].head(2).tolist()
     warn(f'One group of look-alikes holds {counts.max()} of {len(numbers)} pictures ({share:.0%}), {first} and '
-         f'{second} among them, and all of it lies in one split. `vegc duplicates {data.path} --csv pairs.csv` lists why. '
-         'If they are no copies of each other, or one placeholder many times, exclude what is not wanted '
+         f'{second} among them, and all of it lies in one split. `vegc duplicates {data.path} --csv pairs.csv` lists '
+         'why. If they are no copies of each other, or one placeholder many times, exclude what is not wanted '
          f'(`vegc clean`); then `vegc split {data.path} --reassign`.', stacklevel=4)
 
 # %% ../../nbs/42_copies.ipynb #a1e63c58
 GROUP_BY = ('host', 'creator', 'query')
 
-# %% ../../nbs/42_copies.ipynb #039ca604
+# %% ../../nbs/42_copies.ipynb #3489229e
 def find_groups(
     data: DatasetLike,
     images: pd.DataFrame,          # rows of `dataset.images`
@@ -207,7 +207,7 @@ def find_groups(
     if group_by is None: _warn_of_large_group(data, images, numbers)
     return numbers
 
-# %% ../../nbs/42_copies.ipynb #3e0e0902
+# %% ../../nbs/42_copies.ipynb #c71edab3
 def _check_group_by(data: Snapshot, images: pd.DataFrame, group_by: str | None) -> None:
     if group_by is None: return
     if group_by not in GROUP_BY: raise UsageError(f'group_by must be host, creator or query, not {group_by!r}.')
@@ -228,7 +228,7 @@ def duplicates(
     res = pd.DataFrame(dict(path_a=path[pairs.a], path_b=path[pairs.b], kind=pairs.kind, similarity=pairs.similarity))
     return res.sort_values(['similarity', 'path_a', 'path_b'], ascending=[False, True, True], ignore_index=True)
 
-# %% ../../nbs/42_copies.ipynb #7a909f39
+# %% ../../nbs/42_copies.ipynb #d003673d
 def erase(
     root: str | os.PathLike,  # a dataset's folder
     gone: Gone,               # by hash
@@ -237,7 +237,7 @@ def erase(
     files = [place(root, 'features', p.name) for p in sorted(Path(root, 'features').glob('proofs-*.parquet'))]
     return [file for file in files if _erased(file, gone.hashes)]
 
-# %% ../../nbs/42_copies.ipynb #9ff5ccaf
+# %% ../../nbs/42_copies.ipynb #6d99d377
 def _erased(file: Path, hashes: set[str]) -> bool:
     "Whether a file had to be rewritten or removed, which is done."
     try: proofs = read_proofs(file)
