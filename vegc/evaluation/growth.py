@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['SHARES', 'EXPONENTS', 'Curve', 'probe_answers', 'answers_by_n', 'fit_line', 'power_law', 'laws_ahead',
-           'sampled_errors', 'extrapolated', 'Growth', 'growth_of', 'curve_of', 'accuracy_by_n', 'would_more_help']
+           'sampled_errors', 'extrapolated', 'Growth', 'growth_of', 'curve_of', 'accuracy_by_n',
+           'would_more_help']
 
 # %% ../../nbs/76_growth.ipynb #b175648f
 from collections.abc import Sequence
