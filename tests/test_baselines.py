@@ -10,7 +10,6 @@ from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score
 import vegc.evaluation.baselines
 from vegc.evaluation.baselines import baselines, compare_imbalance, method_table, plain_answers, plain_methods
 from vegc.core import UsageError, sha256_hex
-from vegc.training.loaders import items
 from vegc.data.dataset import ImageDataset
 from vegc.evaluation.crossval import cross_validate, cross_validated_predictions, grouped_interval, small_headline
 from vegc.evaluation.evaluate import evaluate
@@ -49,7 +48,7 @@ def test_groups_are_never_cut_and_copies_dealt_apart_would_be_seen(copies):
     table = cross_validated_predictions(copies, 'raw')
     assert table.groupby('group').fold.nunique().max() == 1 and set(table.fold) == set(range(5))
     assert set(table.split) == {'train', 'valid'}, 'test is not among them'
-    assert len(table) == (items(copies).split != 'test').sum() and table.path.is_unique
+    assert len(table) == (copies.read().items().split != 'test').sum() and table.path.is_unique
     assert cross_validate(copies, 'raw', epochs=30).accuracy < .5, 'dice cannot be learned'
     # the same pictures, each said to be alone: copies come to stand on both sides
     rows = copies.images
@@ -168,7 +167,7 @@ def test_only_training_rows_are_repeated(copies, monkeypatch):
         return np.eye(c, dtype=np.float32)[np.zeros(len(held), int)]
     monkeypatch.setattr(vegc.baselines, 'head_probabilities', spy)
     compare_imbalance(copies, 'raw', methods=('none', 'oversampling'), seeds=(0,))
-    rows = items(copies)
+    rows = copies.read().items()
     for _, x, y, held in seen: assert len(x) == len(y) == (rows.split == 'train').sum() and len(held) == (rows.split == 'valid').sum()
 
 
