@@ -4,19 +4,20 @@
 
 # %% auto #0
 __all__ = ['DatasetError', 'DiskFullError', 'LockedError', 'UsageError', 'VegcError', 'VegcWarning', 'LeakError',
-           'TooManyFailures', 'WeightsError', 'ImageDataset', 'plan', 'read_list', 'ListPlan', 'ingest', 'IngestResult',
-           'load_rgb', 'phash', 'exact_pairs', 'hash_pairs', 'feature_pairs', 'duplicate_pairs', 'split',
-           'split_counts', 'folds', 'split_log', 'SplitCounts', 'cached_features', 'datablock', 'dataloaders',
-           'image_body', 'image_model', 'image_learner', 'fit_head', 'fit_body', 'suggest_lr', 'save_stage',
-           'load_stage', 'stage_info', 'stages', 'train', 'predictions', 'evaluate', 'Metrics', 'metrics_of',
-           'most_confused', 'compare', 'Comparison', 'find_issues', 'saved_issues', 'duplicates', 'out_of_fold',
-           'outlier_scores', 'merge_queues', 'Session', 'clean', 'worst_table', 'ImageCleaner', 'review_page', 'report',
-           'export', 'load_model_file', 'Predictor', 'predict', 'ClassifierInterpretation', 'embeddings',
-           'out_of_fold_predictions', 'cross_validate', 'cross_validated_predictions', 'head_probabilities',
-           'baselines', 'compare_imbalance', 'accuracy_by_n', 'would_more_help', 'Growth', 'explain', 'errors_inside',
-           'class_facts', 'class_factors', 'plot_classes', 'plot_samples', 'plot_history', 'plot_lr', 'plot_confusion',
-           'plot_most_confused', 'plot_per_class', 'plot_precision_recall', 'plot_reliability', 'plot_accuracy_by_n',
-           'plot_methods', 'plot_confused', 'plot_mistakes', 'plot_embedding', 'demo']
+           'TooManyFailures', 'WeightsError', 'ImageDataset', 'plan', 'read_list', 'ListPlan', 'ingest',
+           'IngestResult', 'load_rgb', 'phash', 'exact_pairs', 'hash_pairs', 'feature_pairs',
+           'duplicate_pairs', 'split', 'split_counts', 'folds', 'split_log', 'SplitCounts', 'cached_features',
+           'datablock', 'dataloaders', 'image_body', 'image_model', 'image_learner', 'fit_head', 'fit_body',
+           'suggest_lr', 'save_stage', 'load_stage', 'stage_info', 'stages', 'train', 'predictions',
+           'evaluate', 'Metrics', 'metrics_of', 'most_confused', 'compare', 'Comparison', 'find_issues',
+           'saved_issues', 'duplicates', 'out_of_fold', 'outlier_scores', 'merge_queues', 'Session', 'clean',
+           'worst_table', 'ImageCleaner', 'review_page', 'report', 'export', 'load_model_file', 'Predictor',
+           'predict', 'ClassifierInterpretation', 'embeddings', 'out_of_fold_predictions', 'cross_validate',
+           'cross_validated_predictions', 'head_probabilities', 'baselines', 'compare_imbalance',
+           'accuracy_by_n', 'would_more_help', 'Growth', 'explain', 'errors_inside', 'class_facts',
+           'class_factors', 'plot_classes', 'plot_samples', 'plot_history', 'plot_lr', 'plot_confusion',
+           'plot_most_confused', 'plot_per_class', 'plot_precision_recall', 'plot_reliability',
+           'plot_accuracy_by_n', 'plot_methods', 'plot_confused', 'plot_mistakes', 'plot_embedding', 'demo']
 
 # %% ../nbs/99_all.ipynb #7437ae1a
 from .evaluation.baselines import baselines, compare_imbalance
