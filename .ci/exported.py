@@ -38,5 +38,6 @@ def differences(root: Path = ROOT) -> list[str]:
 
 if __name__ == '__main__':
     if wrong := differences():
-        sys.exit(f'Not what the notebooks export: {", ".join(wrong)}. Run `make export` (edit the notebook, never the module).')
+        names = ', '.join(wrong)
+        sys.exit(f'Not what the notebooks export: {names}. Run `make export` (edit the notebook, never the module).')
     print('vegc/ is what the notebooks export.')

@@ -21,7 +21,8 @@ def readme(notebook: Path) -> str:
     for cell in nb.cells:
         cell.source = DIRECTIVE.sub('', cell.source)
     text, resources = MarkdownExporter().from_notebook_node(nb)
-    if resources['outputs']: sys.exit(f'{notebook} shows pictures; README.md can only link to files that are committed.')
+    if resources['outputs']:
+        sys.exit(f'{notebook} shows pictures; README.md can only link to files that are committed.')
     text = text.replace('](../', '](')  # the notebook lies one folder deeper than the README
     lines = [line.rstrip() for line in text.splitlines()]
     return HEAD + re.sub(r'\n{3,}', '\n\n', '\n'.join(lines)).strip() + '\n'

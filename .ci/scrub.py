@@ -87,7 +87,8 @@ def scrub_output(output: dict, root: Path = ROOT) -> dict | None:
     # a live bar or widget is empty without its kernel; fastprogress leaves its bar as HTML
     if WIDGET in data or re.search(r'<progress\b', ''.join(data.get('text/html', ''))): return None
     for kind in data:
-        if kind.startswith('text/') or kind == 'image/svg+xml': data[kind] = _text(data[kind], lambda t: scrub_text(t, root))
+        if kind.startswith('text/') or kind == 'image/svg+xml':
+            data[kind] = _text(data[kind], lambda t: scrub_text(t, root))
     return output
 
 
@@ -97,7 +98,9 @@ def scrub(nb: dict, root: Path = ROOT) -> dict:
     clean_nb(nb)
     nb['metadata'].pop('widgets', None)
     for cell in nb['cells']:
-        if cell['cell_type'] == 'code': cell['outputs'] = [o for o in (scrub_output(o, root) for o in cell['outputs']) if o]
+        if cell['cell_type'] != 'code': continue
+        scrubbed = [scrub_output(o, root) for o in cell['outputs']]
+        cell['outputs'] = [o for o in scrubbed if o]
     return nb
 
 

@@ -24,7 +24,8 @@ from typer.testing import CliRunner
 from vegc import cli
 from vegc.core import UsageError, VegcError, VegcWarning
 
-# Each verb that is one function: the function, verb parameters that are not keywords of it, keywords that are not flags.
+# Each verb that is one function: the function, parameters of the verb that are not keywords of it,
+# keywords that are not flags.
 FUNCTIONS = {
     'plan': ('vegc.acquire.lists:plan', {'as_json', 'robots', 'allow_hosts', 'plot'}, set()),
     'ingest': ('vegc.acquire.ingest:ingest', {'as_json', 'ray', 'shards'}, set()),
@@ -33,7 +34,7 @@ FUNCTIONS = {
     'harvest': ('vegc.acquire.sources:read_page', {'as_json', 'page', 'lists'}, {'path'}),
     'split': ('vegc.splits.split:split', {'as_json'}, set()),
     'train': ('vegc.training.train:train', {'as_json'}, set()),
-    'evaluate': ('vegc.evaluation.evaluate:evaluate', {'as_json', 'dataset', 'stage'}, {'dataset_or_model', 'stage_or_folder'}),
+    'evaluate': ('vegc.evaluation.evaluate:evaluate', {'as_json'}, set()),
     'find-issues': ('vegc.cleaning.issues:find_issues', {'as_json', 'csv'}, {'pred_probs', 'label_scores', 'features'}),
     'clean': ('vegc.cleaning.clean:clean', {'as_json', 'page', 'worst', 'limit'}, set()),
     'compare': ('vegc.evaluation.compare:compare', {'as_json'}, set()),
@@ -76,6 +77,7 @@ def test_a_verb_has_the_keywords_and_defaults_of_its_function(verb):
     flags = inspect.signature(verbs()[verb]).parameters
     assert {n for n, p in takes.items() if p.kind != p.VAR_KEYWORD} - only_function == set(flags) - only_verb
     for n in takes.keys() & flags.keys():
+        if (flags[n].default, takes[n].default) in [(None, ())]: continue  # a flag that may be repeated
         if flags[n].default != takes[n].default: assert as_typed(takes[n].default) == flags[n].default, n
 
 
@@ -85,14 +87,79 @@ def as_typed(value):
     return '' if value is None else str(value)
 
 
+def typed(option, kind):
+    "How a flag is typed so that it is not its default, and what its function then gets."
+    if option == 'epochs': return ['--epochs', '3,4'], (3, 4)
+    if option == 'lr': return ['--lr', '1e-5,1e-4'], slice(1e-5, 1e-4)
+    if option == 'trust': return ['--trust', 'a:b', '--trust', 'c:d'], ('a:b', 'c:d')
+    if option in ('cached', 'pixels'): return [f'--no-{option}'], False
+    flag = '--' + option.replace('_', '-')
+    if 'bool' in kind: return [flag], True
+    if 'int' in kind: return [flag, '7'], 7
+    if 'float' in kind: return [flag, '0.5'], .5
+    return [flag, 'word'], Path('word') if 'Path' in kind else 'word'
+
+
+@pytest.mark.parametrize('verb', sorted(FUNCTIONS.keys() - {'clean', 'predict'}))  # one flag a call; needs a model
+def test_what_is_typed_arrives_at_the_function(verb, monkeypatch, tmp_path):
+    from vegc.data.dataset import ImageDataset
+    where, only_verb, _ = FUNCTIONS[verb]
+    module, name = where.split(':')
+    module = importlib.import_module(module)
+    signature, got = inspect.signature(getattr(module, name)), {}
+
+    def record(*args, **kw):
+        got.update(signature.bind(*args, **kw).arguments)
+        raise UsageError('recorded')
+    monkeypatch.setattr(module, name, record)
+    ImageDataset(tmp_path, subject='other')
+    words, want = [], {}
+    for option, p in inspect.signature(verbs()[verb]).parameters.items():
+        if option in ('page', 'lists', 'src') or option == 'dataset': words.append(str(tmp_path))
+        elif option in only_verb: continue
+        elif option in ('query', 'path') or p.default is p.empty and verb in ('export', 'compare'): words.append('word')
+        else:
+            more, want[option] = typed(option, str(p.annotation))
+            words += more
+    done = CliRunner().invoke(cli.app, [verb, *words])
+    assert 'recorded' in done.stderr, done.output
+    assert {k: got[k] for k in want} == want and want
+
+
 def test_every_verb_has_help_and_every_flag_a_sentence():
+    commands = typer.main.get_command(cli.app).commands
     for name in verbs():
         done = CliRunner().invoke(cli.app, [name, '--help'])
         assert done.exit_code == 0
         assert verbs()[name].__doc__, name
-        for parameter in inspect.signature(verbs()[name]).parameters.values():
-            info = parameter.annotation.__metadata__[0]
-            assert info.help and info.help.endswith(('.', '?')), f'{name}: {parameter.name}'
+        command = commands[name]
+        with command.make_context(name, [], resilient_parsing=True) as context: text = command.get_help(context)
+        assert '  --json' in text
+        for p in command.params: assert p.help and p.help.endswith(('.', '?')), f'{name}: {p.name} has no comment'
+
+
+def test_help_of_a_flag_is_the_comment_of_the_keyword():
+    comment = cli.source_comments('vegc.acquire.lists:plan')['max_per_class']
+    text = ' '.join(call('plan', '--help').stdout.split())
+    assert comment and comment[1:] in text
+
+
+def test_help_of_a_verb_imports_nothing_heavy():
+    code = ('import sys\nfrom vegc.cli import main\nsys.argv = ["vegc", "train", "--help"]\n'
+            'try: main()\nexcept SystemExit: print(sorted({"torch", "numpy", "pandas"} & set(sys.modules)))')
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
+    assert '--overwrite' in done.stdout and done.stdout.splitlines()[-1] == '[]'
+
+
+def test_comments_are_read_as_they_stand(tmp_path, monkeypatch):
+    (tmp_path / 'commented.py').write_text(
+        'raise ImportError("only its text is read")\n# not about f\n'
+        'def f(\n    a: int,  # behind it\n    # above it,\n    # in two lines\n    b: str="#no",\n'
+        '    *, c=(1, 2),  # behind its default\n    d=None,\n) -> int:  # what comes back\n'
+        '    # inside\n    return 1\n')
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert cli.source_comments('commented:f') == dict(
+        a='behind it', b='above it, in two lines', c='behind its default', d='')
 
 
 def documented():
@@ -108,11 +175,9 @@ def documented():
 def test_a_documented_command_exists(line):
     verb, *args = shlex.split(line.partition(': vegc ')[2], comments=True)
     assert verb in verbs()
-    parameters = [p.annotation.__metadata__[0] for p in inspect.signature(verbs()[verb]).parameters.values()]
     command = typer.main.get_command(cli.app).commands[verb]
     known = {o for p in command.params for o in [*p.opts, *p.secondary_opts]}
     assert {a for a in args if a.startswith('--')} <= known, line
-    assert parameters
 
 
 def test_readme_python_names_exist():
@@ -131,10 +196,13 @@ def test_version():
 
 def test_a_plan_is_a_table_of_classes_a_picture_and_json(lists, tmp_path):
     done = run('plan', lists, '--plot', tmp_path/'plan.png')
-    assert done.returncode == 0 and (tmp_path/'plan.png').read_bytes().startswith(b'\x89PNG') and 'plan.png written' in done.stderr
+    assert done.returncode == 0 and 'plan.png written' in done.stderr
+    assert (tmp_path/'plan.png').read_bytes().startswith(b'\x89PNG')
     classes = json.loads(run('plan', lists, '--json').stdout)['classes']
     assert sorted(classes[0]) == ['class', 'distinct', 'repeats', 'selected', 'shared', 'urls']
-    for c in classes: assert re.search(rf'^{c["class"]} +{c["urls"]} +{c["distinct"]} +{c["repeats"]} +{c["shared"]} +{c["selected"]}$', done.stdout, re.MULTILINE), done.stdout
+    for c in classes:
+        row = ' +'.join(str(c[k]) for k in ('class', 'urls', 'distinct', 'repeats', 'shared', 'selected'))
+        assert re.search(rf'^{row}$', done.stdout, re.MULTILINE), done.stdout
     refused = run('plan', lists, '--plot', tmp_path/'plan.xyz')
     assert refused.returncode == 2 and 'xyz' in refused.stderr and 'png' in refused.stderr
 
@@ -147,7 +215,8 @@ def test_json_is_one_object_and_people_get_a_table(lists):
 
 
 @pytest.mark.parametrize('args,code', [
-    (['no-such-verb'], 2), (['plan'], 2), (['plan', 'x', '--no-such-flag'], 2), (['plan', 'x', '--max-per-class', 'many'], 2),
+    (['no-such-verb'], 2), (['plan'], 2), (['plan', 'x', '--no-such-flag'], 2),
+    (['plan', 'x', '--max-per-class', 'many'], 2),
     (['plan', 'no/such/folder'], 2), (['manifest', 'no/such/dataset'], 1),
 ])
 def test_a_wrong_call_is_one_sentence_and_a_code(args, code):
@@ -167,7 +236,7 @@ def failing(monkeypatch, lists):
             return original(*a, **k)
         import vegc.acquire.lists
         original = vegc.acquire.lists.plan
-        monkeypatch.setattr(vegc.lists, 'plan', plan)
+        monkeypatch.setattr(vegc.acquire.lists, 'plan', plan)
         monkeypatch.setenv('VEGC_DEBUG', debug)
         return CliRunner().invoke(cli.app, ['plan', str(lists), *args])
     return call
@@ -192,7 +261,8 @@ def test_debugging_shows_where(failing):
 
 
 def test_warnings_for_people_once_and_nothing_else_on_standard_output(failing):
-    done = failing([VegcWarning('Look at this.'), VegcWarning('Look at this.'), DeprecationWarning('not for people')], '--json')
+    twice = [VegcWarning('Look at this.'), VegcWarning('Look at this.')]
+    done = failing([*twice, DeprecationWarning('not for people')], '--json')
     assert json.loads(done.stdout)['urls'] == 4
     assert done.stderr.count('warning: Look at this.\n') == 1 and 'not for people' not in done.stderr
     assert 'a line that a library prints' in done.stderr
@@ -206,9 +276,12 @@ def test_a_reader_that_goes_away_is_not_an_error(lists):
 
 @pytest.mark.skipif(os.name == 'nt', reason='signals are sent otherwise there')
 def test_ctrl_c_ends_with_a_sentence(tmp_path):
-    code = ('import time, vegc.acquire.lists\ndef plan(*a, **k):\n    print("started", flush=True)\n    time.sleep(60)\nvegc.acquire.lists.plan = plan\n'
+    code = ('import time, vegc.acquire.lists\n'
+            'def plan(*a, **k):\n    print("started", flush=True)\n    time.sleep(60)\n'
+            'vegc.acquire.lists.plan = plan\n'
             'import sys\nfrom vegc.cli import main\nsys.argv = ["vegc", "plan", "x"]\nmain()')
-    process = subprocess.Popen([sys.executable, '-c', code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=hears_ctrl_c)
+    process = subprocess.Popen([sys.executable, '-c', code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                               preexec_fn=hears_ctrl_c)
     process.stderr.readline()  # `started`, turned to standard error
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=20)
@@ -288,40 +361,54 @@ def test_the_whole_road_with_random_resnet50_weights(dataset, photos, tmp_path):
     assert again.exit_code == 2 and "'raw'" in again.stderr and 'Traceback' not in again.stderr
     done = call('evaluate', dataset, '--stage', 'raw', '--split', 'test', '--json')
     facts = json.loads(done.stdout)
-    assert facts['accuracy_low'] <= facts['accuracy'] <= facts['accuracy_high'] and (facts['stage'], facts['split']) == ('raw', 'test')
+    assert facts['accuracy_low'] <= facts['accuracy'] <= facts['accuracy_high']
+    assert (facts['stage'], facts['split']) == ('raw', 'test')
     assert call('evaluate', dataset, '--stage', 'raw').stdout.count('accuracy')
     assert call('export', dataset, 'raw', tmp_path / 'model.safetensors').exit_code == 0
     done = call('predict', tmp_path / 'model.safetensors', photos, '--csv', tmp_path / 'out.csv', '--json')
     assert done.exit_code == 0, done.stderr
     with open(tmp_path / 'out.csv', newline='') as file: rows = list(csv.DictReader(file))
-    assert {'path', 'status', 'error_message', 'predicted_label', 'confidence', 'p_red', 'p_green', 'p_blue'} <= rows[0].keys()
+    assert {'path', 'status', 'error_message', 'predicted_label', 'confidence'} <= rows[0].keys()
+    assert {'p_red', 'p_green', 'p_blue'} <= rows[0].keys()
     assert len(rows) == 33 and [r['path'] for r in rows] == [r['path'] for r in json.loads(done.stdout)['rows']]
     assert [Path(r['path']).name for r in rows if r['status'] != 'ok'] == ['short.png']
 
 
-def test_clean_hands_out_a_page_takes_in_what_comes_back_and_says_what_it_did(tmp_path):
+@pytest.fixture
+def reviewed(tmp_path):
+    "Four images of two classes, the last of them for testing, each with a likely wrong label."
     import pandas as pd
 
     from vegc.data.dataset import ImageDataset
     from vegc.data.manifest import manifest_frame, write_manifest
     ds = ImageDataset(tmp_path / 'my set', subject='objects')
-    rows = [dict(key=str(i), url=f'u{i}', given_label='ab'[i % 2], status='ok', path=f'images/{i}.png', sha256=str(i), split='test' if i == 3 else 'train') for i in range(4)]
+    rows = [dict(key=str(i), url=f'u{i}', given_label='ab'[i % 2], status='ok', path=f'images/{i}.png', sha256=str(i),
+                 split='test' if i == 3 else 'train') for i in range(4)]
     (ds.path / 'images').mkdir()
     for r in rows: Image.new('RGB', (40, 30), (60, 20, 90)).save(ds.path / r['path'])
     write_manifest(ds.manifest_path, manifest_frame(rows))
-    issues = pd.DataFrame(rows)[['path', 'url', 'given_label', 'split']].assign(predicted_label='a', label_score=.1, issue_types='label', score=.9, rank=[1, 2, 3, 4], confidence=[.99, .7, .6, .9], outlier=.1)
+    issues = pd.DataFrame(rows)[['path', 'url', 'given_label', 'split']].assign(
+        predicted_label='a', label_score=.1, issue_types='label', score=.9, rank=[1, 2, 3, 4],
+        confidence=[.99, .7, .6, .9], outlier=.1)
     (ds.path / 'predictions').mkdir()
     issues.to_parquet(ds.path / 'predictions/issues.parquet')
-    told = call('clean', ds.path, '--page', tmp_path / 'review.html', '--limit', 2)
-    assert told.exit_code == 0 and f"vegc clean '{ds.path}' --decisions FILE" in told.output
+    return ds.path
+
+
+def test_clean_hands_out_a_page_takes_in_what_comes_back_and_says_what_it_did(reviewed, tmp_path):
+    done = call('clean', reviewed, '--page', tmp_path / 'review.html', '--limit', 2)
+    assert done.exit_code == 0 and f"vegc clean '{reviewed}' --decisions FILE" in done.output
     assert (tmp_path / 'review.html').read_text('utf-8').count('<article') == 2
     (tmp_path / 'd.csv').write_text('path,action,label,who,why\nimages/1.png,relabel,a,ana,an a\n', 'utf-8')
-    told = call('clean', ds.path, '--decisions', tmp_path / 'd.csv')
-    assert 'an a' in told.output and '1 decision written: 1 relabel' in told.output
-    assert 'Left alone: 1 decided so already' in call('clean', ds.path, '--decisions', tmp_path / 'd.csv').output
-    facts = json.loads(call('clean', ds.path, '--auto', .8, '--json').stdout)
-    assert [r['path'] for r in facts['rows']] == ['images/0.png'] and facts['left_alone'] == {'test pictures': 1, 'decided already': 1, 'not sure enough': 1}
-    table = json.loads(call('clean', ds.path, '--worst', 3, '--json').stdout)['rows']
-    assert [(r['rank'], r['decision'], r['who'], r['why']) for r in table][1] == (2, 'relabel → a', 'ana', 'an a') and 'looks like a' in table[2]['reason'] and table[2]['decision'] == 'undecided'
-    wrong = call('clean', ds.path, '--worst', 3, '--undo')
+    done = call('clean', reviewed, '--decisions', tmp_path / 'd.csv')
+    assert 'an a' in done.output and '1 decision written: 1 relabel' in done.output
+    again = call('clean', reviewed, '--decisions', tmp_path / 'd.csv')
+    assert 'Left alone: 1 decided so already' in again.output
+    facts = json.loads(call('clean', reviewed, '--auto', .8, '--json').stdout)
+    assert [r['path'] for r in facts['rows']] == ['images/0.png']
+    assert facts['left_alone'] == {'test pictures': 1, 'decided already': 1, 'not sure enough': 1}
+    table = json.loads(call('clean', reviewed, '--worst', 3, '--json').stdout)['rows']
+    assert [table[1][k] for k in ('rank', 'decision', 'who', 'why')] == [2, 'relabel → a', 'ana', 'an a']
+    assert 'looks like a' in table[2]['reason'] and table[2]['decision'] == 'undecided'
+    wrong = call('clean', reviewed, '--worst', 3, '--undo')
     assert wrong.exit_code == 2 and 'Say one of' in wrong.output

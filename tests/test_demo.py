@@ -8,9 +8,9 @@ import time
 import pandas as pd
 import pytest
 
-from vegc.core import DatasetError, UsageError, VegcError
-from vegc.demo import DemoServer, NAMES, SHARES, answer_bytes, demo, draw_new, plant, write_lists
 from vegc.acquire.lists import plan
+from vegc.core import DatasetError, UsageError, VegcError
+from vegc.demo import NAMES, SHARES, DemoServer, answer_bytes, demo, draw_new, plant, write_lists
 from vegc.training.stages import LeakError
 from vegc.training.train import load_stage
 
@@ -68,7 +68,8 @@ def test_an_address_names_one_picture_and_nothing_else():
 def test_same_seed_same_bytes(tmp_path):
     one, two, other = plant(), plant(), plant(seed=7)
     assert one.equals(two) and not one.equals(other)
-    for name, planted, seed in (('a', one, 42), ('b', two, 42), ('c', other, 7)): write_lists(planted, tmp_path/name, 'http://127.0.0.1:1', seed=seed)
+    for name, planted, seed in (('a', one, 42), ('b', two, 42), ('c', other, 7)):
+        write_lists(planted, tmp_path/name, 'http://127.0.0.1:1', seed=seed)
     read = {n: b''.join(p.read_bytes() for p in sorted((tmp_path/n).glob('*'))) for n in 'abc'}
     assert read['a'] == read['b'] != read['c']
     recipes = one.drop_duplicates('number').set_index('number', drop=False).to_dict('index')
@@ -81,7 +82,8 @@ def test_same_seed_same_bytes(tmp_path):
 def test_copies_are_copies():
     planted = plant()
     recipes = planted.drop_duplicates('number').set_index('number', drop=False).to_dict('index')
-    sha = lambda n: hashlib.sha256(answer_bytes(recipes, n, 42)[2]).hexdigest()  # noqa: E731
+
+    def sha(n): return hashlib.sha256(answer_bytes(recipes, n, 42)[2]).hexdigest()
     for fault, same in dict(exact_copy=True, clash=True, near_copy=False).items():
         row = planted[planted.fault == fault].iloc[0]
         assert (sha(row.number) == sha(row.of)) is same, fault
@@ -90,8 +92,9 @@ def test_copies_are_copies():
 # ---- the server
 
 def test_port_in_use_is_one_sentence():
-    with DemoServer(small=True) as server, pytest.raises(VegcError, match=rf'Port {server.port} of 127.0.0.1 cannot be had .*choose another'):
-        DemoServer(small=True, port=server.port)
+    with DemoServer(small=True) as server:
+        says = rf'Port {server.port} of 127.0.0.1 cannot be had .*choose another'
+        with pytest.raises(VegcError, match=says): DemoServer(small=True, port=server.port)
     with DemoServer(small=True, port=server.port): pass  # free again
 
 
@@ -119,11 +122,13 @@ def test_ingest_reports_every_planted_fault(done):
 
 def test_manifest_agrees_row_by_row(done):
     result, planted = done
-    df = result.dataset.df.merge(planted[['url', 'listed_as', 'fault']].drop_duplicates(['url', 'listed_as']),
-                                 left_on=['url', 'given_label'], right_on=['url', 'listed_as'], how='left', validate='m:1')
+    faults = planted[['url', 'listed_as', 'fault']].drop_duplicates(['url', 'listed_as'])
+    faults = faults.rename(columns=dict(listed_as='given_label'))
+    df = result.dataset.df.merge(faults, on=['url', 'given_label'], how='left', validate='m:1')
     assert df.fault.notna().all()
     code = df.error_message.str.split(':').str[0]
-    for reason, fault in REASONS.items(): assert (df.fault == fault).equals((code == reason).fillna(False).astype(bool)), reason
+    for reason, fault in REASONS.items():
+        assert (df.fault == fault).equals((code == reason).fillna(False).astype(bool)), reason
     assert (df.status[df.fault.isin(['shared', 'clash'])] == 'review').all()
     assert (df.status[df.fault.isin(['wrong_label', 'off_topic', 'near_copy', 'exact_copy'])] == 'ok').all()
 
@@ -160,8 +165,8 @@ def test_trap_is_refused_and_real_splits_stay(done):
     result, _ = done
     assert result.trap['seen'] > .4*result.trap['n'] and 'was trained on' in result.trap['refusal']
     load_stage(result.dataset, 'raw')  # the real splits were not touched
-    assert sorted(p.name for p in result.folder.iterdir()) == ['answer.csv', 'dataset', 'decisions.csv', 'demo.json', 'digits.safetensors', 'lists', 'new-pictures',
-                                                                  'report.html']
+    assert sorted(p.name for p in result.folder.iterdir()) == [
+        'answer.csv', 'dataset', 'decisions.csv', 'demo.json', 'digits.safetensors', 'lists', 'new-pictures', 'report.html']
 
 
 def test_review_finds_what_was_planted_and_deletes_nothing(done):
@@ -192,12 +197,14 @@ def test_second_run_goes_on(done, capsys):
     assert note.read_text('utf-8') == before and again.dataset.images.split.tolist() == splits
     assert again.metrics['unfrozen']['accuracy'] == result.metrics['unfrozen']['accuracy']
     out = capsys.readouterr().out
-    for step in ('plan', 'ingest', 'split', 'frozen', 'unfrozen', 'evaluate', 'issues', 'clean', 'compare', 'report', 'export', 'predict', 'trap'): assert f'\n{step} ' in out
+    steps = ('plan ingest split frozen unfrozen evaluate issues clean compare report export predict trap').split()
+    for step in steps: assert f'\n{step} ' in out
 
 
 def test_second_run_needs_its_port(done):
     port = json.loads((done[0].folder/'demo.json').read_text('utf-8'))['port']
-    with DemoServer(small=True, port=port), pytest.raises(VegcError, match=f'Port {port}'): demo(done[0].folder, small=True)
+    with DemoServer(small=True, port=port), pytest.raises(VegcError, match=f'Port {port}'):
+        demo(done[0].folder, small=True)
 
 
 # ---- folders

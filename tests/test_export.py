@@ -1,4 +1,4 @@
-"""What goes along in a model file: a temperature that makes confidence honest, and what it costs to say unsure."""
+"""What goes along in a model file: a temperature that calibrates confidence, and what it costs to say unsure."""
 import json
 
 import numpy as np
@@ -10,17 +10,17 @@ from safetensors import safe_open
 from typer.testing import CliRunner
 
 from vegc import cli
+from vegc.acquire.add import add
+from vegc.cleaning.outliers import bulk_distance, fit_bulk
 from vegc.core import VegcError
 from vegc.data.dataset import ImageDataset
-from vegc.evaluation.evaluate import evaluate, stage_temperature
+from vegc.evaluation.evaluate import evaluate, evaluate_file, stage_temperature
+from vegc.evaluation.metrics import calibration_error, scaled, scaled_confidence, unsure_table
 from vegc.evaluation.predictions import embeddings, predictions
-from vegc.sharing.export import export
-from vegc.sharing.model_file import load_model_file, predict, write_model_file
 from vegc.features.features import pooled
 from vegc.features.pixels import pixel_batches
-from vegc.acquire.add import add
-from vegc.cleaning.issues import bulk_distance, fit_bulk
-from vegc.evaluation.metrics import calibration_error, scaled, scaled_confidence, unsure_table
+from vegc.sharing.export import export
+from vegc.sharing.model_file import load_model_file, predict, write_model_file
 from vegc.training.stages import save_stage
 from vegc.training.train import load_stage, train
 
@@ -46,7 +46,8 @@ def dataset(tmp_path_factory):
 
 
 @pytest.fixture(scope='module')
-def file(dataset, tmp_path_factory): return export(dataset, 'sure', tmp_path_factory.mktemp('file') / 'sure.safetensors')
+def file(dataset, tmp_path_factory):
+    return export(dataset, 'sure', tmp_path_factory.mktemp('file') / 'sure.safetensors')
 
 
 def probabilities(table): return table.filter(regex='^p_').to_numpy()
@@ -54,12 +55,12 @@ def probabilities(table): return table.filter(regex='^p_').to_numpy()
 
 def test_probabilities_from_the_file_are_calibrated_and_names_stay_the_same(dataset, file):
     table, model = predictions(dataset, 'sure', 'test'), load_model_file(file)
-    told = predict(model, [dataset.path / p for p in table.path])
+    got = predict(model, [dataset.path / p for p in table.path])
     assert model.temperature == pytest.approx(stage_temperature(dataset, 'sure')) and model.temperature > 1.5
-    assert told.predicted_label.tolist() == table.predicted_label.tolist()
-    np.testing.assert_allclose(probabilities(told), scaled(probabilities(table), model.temperature), atol=2e-5)
+    assert got.predicted_label.tolist() == table.predicted_label.tolist()
+    np.testing.assert_allclose(probabilities(got), scaled(probabilities(table), model.temperature), atol=2e-5)
     right = (table.label == table.predicted_label).to_numpy()
-    assert calibration_error(told.confidence, right) < .6*calibration_error(table.probability, right)
+    assert calibration_error(got.confidence, right) < .6*calibration_error(table.probability, right)
 
 
 def test_a_model_judged_on_a_folder_says_what_the_stage_says_at_its_temperature(dataset, file, tmp_path):
@@ -68,10 +69,11 @@ def test_a_model_judged_on_a_folder_says_what_the_stage_says_at_its_temperature(
         to = tmp_path / row.label / f'{i}.png'
         to.parent.mkdir(exist_ok=True)
         to.write_bytes((dataset.path / row.path).read_bytes())
-    mine, stage = evaluate(load_model_file(file), tmp_path), evaluate(dataset, 'sure', 'test')
+    mine, stage = evaluate_file(load_model_file(file), tmp_path), evaluate(dataset, 'sure', 'test')
     assert mine.accuracy == stage.accuracy and mine.temperature == 1
     assert mine.scores['calibration_error'] == pytest.approx(stage.scores['calibration_error_scaled'], abs=1e-3)
-    assert mine.unsure.threshold.tolist() == pytest.approx(stage.unsure.threshold.tolist(), abs=1e-3), 'thresholds of evaluate are thresholds of predict'
+    thresholds = stage.unsure.threshold.tolist()  # those of evaluate are those of predict
+    assert mine.unsure.threshold.tolist() == pytest.approx(thresholds, abs=1e-3)
 
 
 def test_the_file_says_what_unsure_costs(dataset, file):
@@ -82,7 +84,8 @@ def test_the_file_says_what_unsure_costs(dataset, file):
     for wanted in (.4, .6, .8):
         row = model.cost(wanted)
         kept = confidence >= row['threshold']
-        assert (row['answered'], row['mistakes'], row['right_lost']) == (kept.sum(), (~right & kept).sum(), (right & ~kept).sum())
+        found = [kept.sum(), (~right & kept).sum(), (right & ~kept).sum()]
+        assert [row[k] for k in ('answered', 'mistakes', 'right_lost')] == found
         assert abs(row['threshold'] - wanted) == min(abs(r['threshold'] - wanted) for r in model.about['unsure'])
     assert len(unsure_table(confidence, right)) < len(model.about['unsure']) <= 50
 
@@ -92,7 +95,8 @@ def test_the_command_line_names_the_price(dataset, file):
     run = CliRunner().invoke(cli.app, ['predict', str(file), picture, '--unsure-below', '.999'])
     row = load_model_file(file).cost(.999)
     assert run.exit_code == 0 and 'unsure' in run.stdout
-    assert f'{row["share"]:.0%} answered, {row["accuracy"]:.1%} of them rightly' in run.stdout and f'holds back {row["right_lost"]} right answers' in run.stdout
+    assert f'{row["share"]:.0%} answered, {row["accuracy"]:.1%} of them correctly (95 % CI ' in run.stdout
+    assert f'holds back {row["right_lost"]} correct answers' in run.stdout
     run = CliRunner().invoke(cli.app, ['predict', str(file), picture, '--unsure-below', '.999', '--json'])
     assert json.loads(run.stdout)
 
@@ -102,10 +106,10 @@ def test_files_from_before_still_load_and_a_damaged_temperature_does_not(dataset
     old = {k: v for k, v in about.items() if k not in ('temperature', 'unsure')}
     model, table = load_stage(dataset, 'sure').model, predictions(dataset, 'sure', 'test')
     before = load_model_file(write_model_file(tmp_path / 'old.safetensors', model, old))
-    told = predict(before, [dataset.path / p for p in table.path])
-    np.testing.assert_allclose(probabilities(told), probabilities(table), atol=2e-5)
+    got = predict(before, [dataset.path / p for p in table.path])
+    np.testing.assert_allclose(probabilities(got), probabilities(table), atol=2e-5)
     assert before.temperature == 1 and before.cost(.5) is None
-    assert list(told)[-1] == 'outlier' and told.outlier.isna().all() and told.outlier.dtype == float
+    assert list(got)[-1] == 'outlier' and got.outlier.isna().all() and got.outlier.dtype == float
     assert before(dataset.path / table.path[0])[0]['outlier'] is None, 'null in JSON, never NaN'
     for bad in (0, -1, float('nan')):
         write_model_file(tmp_path / 'bad.safetensors', model, old | dict(temperature=bad))
@@ -116,7 +120,8 @@ def test_without_a_valid_part_the_network_speaks_for_itself(dataset, tmp_path):
     import shutil
     ds = ImageDataset(shutil.copytree(dataset.path, tmp_path / 'set'))
     ds.update(ds.images[ds.images.split == 'valid'].assign(split='none'), ['split'])
-    with pytest.warns(match='no outlier score: .*no picture in the valid split'): file = export(ds, 'sure', tmp_path / 'm.safetensors')
+    with pytest.warns(match='no outlier score: .*no (picture|image) in the valid split'):
+        file = export(ds, 'sure', tmp_path / 'm.safetensors')
     model = load_model_file(file)
     assert model.temperature == 1 and model.about['unsure'] == [] and model.about['outlier'] is None
     assert predict(model, ds.path / ds.images.path[0]).outlier.isna().all()
@@ -125,18 +130,22 @@ def test_without_a_valid_part_the_network_speaks_for_itself(dataset, tmp_path):
 def off_topic():
     "Noise, stripes, a chequered board, lines of writing, flat colours of the kinds that no class has."
     rng, fine = np.random.default_rng(1), np.indices((24, 24))
-    drawn = [(fine[1] // k % 2)*255 for k in (1, 2, 3)] + [(fine.sum(0) // k % 2)*255 for k in (2, 4)] + [np.where(rng.random((24, 24)) < .3, 0, 255) for _ in range(3)]
+    stripes = [(fine[1] // k % 2)*255 for k in (1, 2, 3)]
+    boards = [(fine.sum(0) // k % 2)*255 for k in (2, 4)]
+    writing = [np.where(rng.random((24, 24)) < .3, 0, 255) for _ in range(3)]
+    drawn = [np.repeat(d[..., None], 3, 2) for d in stripes + boards + writing]
     flat = [np.full((24, 24, 3), c) for c in ((0, 0, 0), (255, 255, 255), (255, 255, 0), (0, 255, 255))]
-    return [np.asarray(x, np.uint8) for x in [*(np.repeat(d[..., None], 3, 2) for d in drawn), *flat, *rng.integers(0, 256, (8, 24, 24, 3))]]
+    return [np.asarray(x, np.uint8) for x in [*drawn, *flat, *rng.integers(0, 256, (8, 24, 24, 3))]]
 
 
-def test_off_topic_pictures_are_more_unusual_than_held_out_ones(dataset, file):
+def test_off_topic_images_are_more_unusual_than_held_out_ones(dataset, file):
     held_out = predict(file, [dataset.path / p for p in predictions(dataset, 'sure', 'test').path])
-    told = predict(file, off_topic())
-    pairs = told.outlier.to_numpy()[:, None] - held_out.outlier.to_numpy()
+    got = predict(file, off_topic())
+    pairs = got.outlier.to_numpy()[:, None] - held_out.outlier.to_numpy()
     auroc = ((pairs > 0) + .5*(pairs == 0)).mean()
     assert auroc > .9, auroc
-    assert held_out.outlier.between(0, 1).all() and held_out.outlier.mean() == pytest.approx(.5, abs=.12), 'fresh pictures of the kind lie anywhere'
+    assert held_out.outlier.between(0, 1).all()
+    assert held_out.outlier.mean() == pytest.approx(.5, abs=.12), 'fresh images of the kind lie anywhere'
 
 
 def test_the_outlier_score_is_the_share_of_valid_pictures_nearer_to_the_bulk_of_train(dataset, file):
@@ -146,9 +155,11 @@ def test_the_outlier_score_is_the_share_of_valid_pictures_nearer_to_the_bulk_of_
     train = embeddings(dataset, 'sure', 'train')
     fit = fit_bulk(train)
     near = np.sort(bulk_distance(valid, *fit))
-    told = predict(file, paths['test'])
-    np.testing.assert_allclose(told.outlier, np.searchsorted(near, bulk_distance(test, *fit))/len(near), atol=1.5/len(near))
-    assert sorted(predict(file, paths['valid']).outlier) == pytest.approx(np.arange(len(near))/len(near), abs=.02), 'a valid picture has its own rank'
+    got = predict(file, paths['test'])
+    nearer = np.searchsorted(near, bulk_distance(test, *fit))/len(near)
+    np.testing.assert_allclose(got.outlier, nearer, atol=1.5/len(near))
+    ranks = np.arange(len(near))/len(near)  # a valid image has its own
+    assert sorted(predict(file, paths['valid']).outlier) == pytest.approx(ranks, abs=.02)
     assert load_model_file(file).about['outlier'] == dict(train=len(train), valid=len(valid))
 
 
@@ -156,20 +167,25 @@ def test_a_score_changes_nothing_else_and_a_reader_that_does_not_know_it_sees_no
     with safe_open(file, 'pt') as f:
         meta, axes = f.metadata(), f.get_tensor('bulk_axes')
         added = sum(f.get_tensor(k).nbytes for k in f.keys() if k.startswith('bulk_'))
-    plain = load_model_file(write_model_file(tmp_path / 'plain.safetensors', load_stage(dataset, 'sure').model, json.loads(meta['about'])))
-    paths = [dataset.path / p for p in predictions(dataset, 'sure', 'test').path] + [dataset.path / 'dataset.toml', off_topic()[0]]
+    model = load_stage(dataset, 'sure').model
+    plain = load_model_file(write_model_file(tmp_path / 'plain.safetensors', model, json.loads(meta['about'])))
+    paths = [dataset.path / p for p in predictions(dataset, 'sure', 'test').path]
+    paths += [dataset.path / 'dataset.toml', off_topic()[0]]
     a, b = predict(file, paths, unsure_below=.6), predict(plain, paths, unsure_below=.6)
     pd.testing.assert_frame_equal(a.drop(columns='outlier'), b.drop(columns='outlier'))
-    assert list(a) == list(b) and a.outlier.isna().tolist() == (a.status == 'failed').tolist() and a.outlier.isna().sum() == 1
+    assert list(a) == list(b) and a.outlier.isna().sum() == 1
+    assert a.outlier.isna().tolist() == (a.status == 'failed').tolist()
     assert len(axes) <= 64 and added < 4000 + axes.nbytes + 8*axes.shape[1]
     graph = json.loads(meta['graph'])
-    assert graph['output'] != graph['outlier'] and 'output' in graph, 'the scores stay where readers of before look for them'
+    # the scores stay where readers of before look for them
+    assert graph['output'] != graph['outlier'] and 'output' in graph
 
 
 def test_people_are_told_how_many_pictures_are_unusual(dataset, file, tmp_path):
     for i, x in enumerate(off_topic()): Image.fromarray(x).save(tmp_path / f'{i}.png')
     (tmp_path / 'no.png').write_text('no picture')
-    run = CliRunner().invoke(cli.app, ['predict', str(file), str(tmp_path), '--csv', str(tmp_path / 'told.csv')])
-    table = pd.read_csv(tmp_path / 'told.csv')
+    run = CliRunner().invoke(cli.app, ['predict', str(file), str(tmp_path), '--csv', str(tmp_path / 'table.csv')])
+    table = pd.read_csv(tmp_path / 'table.csv')
     assert list(table)[-1] == 'outlier' and len(table) == len(off_topic()) + 1
-    assert f'{(table.outlier >= .99).sum()} of {len(off_topic())} are more unusual than 99 % of the valid pictures' in run.stdout
+    unusual = (table.outlier >= .99).sum()
+    assert f'{unusual} of {len(off_topic())} are more unusual than 99 % of the valid images' in run.stdout

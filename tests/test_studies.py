@@ -16,10 +16,12 @@ def test_small_mode(tmp_path, monkeypatch, name):
     monkeypatch.setitem(os.environ, 'VEGC_SMALL', '1')
     monkeypatch.setitem(os.environ, 'VEGC_METRICS', str(tmp_path/'metrics.json'))
     notebook = nbformat.read(STUDIES/f'{name}.ipynb', 4)
-    NotebookClient(notebook, timeout=600, kernel_name='python3', resources=dict(metadata=dict(path=str(tmp_path)))).execute()
+    where = dict(metadata=dict(path=str(tmp_path)))
+    NotebookClient(notebook, timeout=600, kernel_name='python3', resources=where).execute()
     got = json.loads((tmp_path/'metrics.json').read_text('utf-8'))
     assert set(got) == set(known)
-    for key, (low, high) in known.items(): assert low <= got[key] <= high, f'{key} is {got[key]}, expected {low} to {high}'
+    for key, (low, high) in known.items():
+        assert low <= got[key] <= high, f'{key} is {got[key]}, expected {low} to {high}'
 
 
 @pytest.mark.parametrize('name', sorted(p.stem for p in STUDIES.glob('*.ipynb')))

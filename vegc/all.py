@@ -4,74 +4,88 @@
 
 # %% auto #0
 __all__ = ['DatasetError', 'DiskFullError', 'LockedError', 'UsageError', 'VegcError', 'VegcWarning', 'LeakError',
-           'TooManyFailures', 'WeightsError', 'ImageDataset', 'plan', 'read_list', 'ListPlan', 'ingest',
-           'IngestResult', 'load_rgb', 'phash', 'exact_pairs', 'hash_pairs', 'feature_pairs',
-           'duplicate_pairs', 'split', 'split_counts', 'folds', 'split_log', 'SplitCounts', 'cached_features',
-           'datablock', 'dataloaders', 'image_body', 'image_model', 'image_learner', 'fit_head', 'fit_body',
-           'suggest_lr', 'save_stage', 'load_stage', 'stage_info', 'stages', 'train', 'predictions',
-           'evaluate', 'Metrics', 'metrics_of', 'most_confused', 'compare', 'Comparison', 'find_issues',
-           'saved_issues', 'duplicates', 'out_of_fold', 'outlier_scores', 'merge_queues', 'Session', 'clean',
-           'worst_table', 'ImageCleaner', 'review_page', 'report', 'export', 'load_model_file', 'Predictor',
-           'predict', 'ClassifierInterpretation', 'embeddings', 'out_of_fold_predictions', 'cross_validate',
-           'cross_validated_predictions', 'head_probabilities', 'baselines', 'compare_imbalance',
-           'accuracy_by_n', 'would_more_help', 'Growth', 'explain', 'errors_inside', 'class_facts',
-           'class_factors', 'plot_classes', 'plot_samples', 'plot_history', 'plot_lr', 'plot_confusion',
-           'plot_most_confused', 'plot_per_class', 'plot_precision_recall', 'plot_reliability',
-           'plot_accuracy_by_n', 'plot_methods', 'plot_confused', 'plot_mistakes', 'plot_embedding', 'demo']
+           'TooManyFailures', 'WeightsError', 'ImageDataset', 'Snapshot', 'snapshot', 'forget', 'load_rgb',
+           'phash', 'plan', 'read_list', 'ListPlan', 'ingest', 'IngestResult', 'image_body', 'image_model',
+           'cached_features', 'exact_pairs', 'hash_pairs', 'feature_pairs', 'duplicate_pairs', 'duplicates',
+           'folds', 'split', 'split_counts', 'split_log', 'SplitCounts', 'datablock', 'dataloaders',
+           'image_learner', 'fit_head', 'fit_body', 'suggest_lr', 'save_stage', 'load_stage', 'stage_info',
+           'stages', 'train', 'head_probabilities', 'out_of_fold', 'find_issues', 'saved_issues',
+           'outlier_scores', 'merge_queues', 'Session', 'worst_table', 'clean', 'ImageCleaner', 'review_page',
+           'Metrics', 'metrics_of', 'most_confused', 'predictions', 'embeddings', 'cross_validate',
+           'cross_validated_predictions', 'out_of_fold_predictions', 'evaluate', 'evaluate_file', 'compare',
+           'Comparison', 'baselines', 'compare_imbalance', 'accuracy_by_n', 'would_more_help', 'Growth',
+           'class_facts', 'class_factors', 'errors_inside', 'explain', 'plot_accuracy_by_n', 'plot_classes',
+           'plot_confusion', 'plot_history', 'plot_lr', 'plot_methods', 'plot_most_confused',
+           'plot_per_class', 'plot_precision_recall', 'plot_reliability', 'plot_samples', 'plot_confused',
+           'plot_mistakes', 'plot_embedding', 'ClassifierInterpretation', 'report', 'load_model_file',
+           'Predictor', 'predict', 'export', 'demo']
 
 # %% ../nbs/99_all.ipynb #7437ae1a
-from .evaluation.baselines import baselines, compare_imbalance
-from .cleaning.clean import clean
-from .cleaning.session import Session, worst_table
 from .core import DatasetError, DiskFullError, LockedError, UsageError, VegcError, VegcWarning
-from .training.loaders import datablock, dataloaders
-from .data.dataset import ImageDataset
-from .demo import demo
-from .splits.duplicates import exact_pairs, feature_pairs, hash_pairs
-from .evaluation.compare import Comparison, compare
-from .evaluation.crossval import cross_validate, cross_validated_predictions, out_of_fold_predictions
-from .evaluation.evaluate import evaluate
-from .evaluation.predictions import embeddings, predictions
-from .sharing.export import export
-from .sharing.model_file import Predictor, load_model_file, predict
-from .features.features import cached_features
-from .evaluation.growth import Growth, accuracy_by_n, would_more_help
-from .training.probes import head_probabilities
-from .evaluation.health import class_facts
+from .data.dataset import ImageDataset, Snapshot, snapshot
+from .data.forget import forget
 from .data.images import load_rgb, phash
-from .acquire.ingest import IngestResult, TooManyFailures, ingest
-from .plots.interpret import ClassifierInterpretation
-from .cleaning.issues import find_issues, merge_queues, outlier_scores, saved_issues
-from .splits.copies import duplicates
-from .training.probes import out_of_fold
 from .acquire.lists import ListPlan, plan, read_list
-from .evaluation.metrics import Metrics, metrics_of, most_confused
+from .acquire.ingest import IngestResult, TooManyFailures, ingest
 from .features.backbones import WeightsError, image_body, image_model
-from .plots.pictures import plot_confused, plot_embedding, plot_mistakes, plot_samples
-from .plots.charts import (plot_accuracy_by_n, plot_classes, plot_confusion, plot_history, plot_lr, plot_methods,
-                               plot_most_confused, plot_per_class, plot_precision_recall, plot_reliability)
-from .plots.report import report
-from .cleaning.review_page import review_page
-from .splits.copies import duplicate_pairs
+from .features.features import cached_features
+from .splits.duplicates import exact_pairs, feature_pairs, hash_pairs
+from .splits.copies import duplicate_pairs, duplicates
 from .splits.folds import folds
 from .splits.split import SplitCounts, split, split_counts, split_log
+
+# %% ../nbs/99_all.ipynb #f9242cc7
+from .training.loaders import datablock, dataloaders
 from .training.stages import LeakError, save_stage, stage_info, stages
-from .training.fit import fit_body, fit_head, suggest_lr
 from .training.learner import image_learner
+from .training.fit import fit_body, fit_head, suggest_lr
 from .training.train import load_stage, train
-from .evaluation.why import class_factors, errors_inside, explain
+from .training.probes import head_probabilities, out_of_fold
+from .cleaning.outliers import outlier_scores
+from .cleaning.issues import find_issues, merge_queues, saved_issues
+from .cleaning.session import Session, worst_table
+from .cleaning.clean import clean
 from .cleaning.widget import ImageCleaner
+from .cleaning.review_page import review_page
+
+# %% ../nbs/99_all.ipynb #c70cc9f4
+from .evaluation.metrics import Metrics, metrics_of, most_confused
+from .evaluation.predictions import embeddings, predictions
+from .evaluation.crossval import cross_validate, cross_validated_predictions, out_of_fold_predictions
+from .evaluation.evaluate import evaluate, evaluate_file
+from .evaluation.compare import Comparison, compare
+from .evaluation.baselines import baselines, compare_imbalance
+from .evaluation.growth import Growth, accuracy_by_n, would_more_help
+from .evaluation.health import class_facts
+from .evaluation.why import class_factors, errors_inside, explain
+from .plots.charts import (
+    plot_accuracy_by_n, plot_classes, plot_confusion, plot_history, plot_lr, plot_methods, plot_most_confused,
+    plot_per_class, plot_precision_recall, plot_reliability)
+from .plots.pictures import plot_confused, plot_embedding, plot_mistakes, plot_samples
+from .plots.interpret import ClassifierInterpretation
+from .plots.report import report
+from .sharing.model_file import Predictor, load_model_file, predict
+from .sharing.export import export
+from .demo import demo
 
 # %% ../nbs/99_all.ipynb #cb888f7b
 _all_ = [
-    'DatasetError', 'DiskFullError', 'LockedError', 'UsageError', 'VegcError', 'VegcWarning', 'LeakError', 'TooManyFailures', 'WeightsError',
-    'ImageDataset', 'plan', 'read_list', 'ListPlan', 'ingest', 'IngestResult', 'load_rgb', 'phash',
-    'exact_pairs', 'hash_pairs', 'feature_pairs', 'duplicate_pairs', 'split', 'split_counts', 'folds', 'split_log', 'SplitCounts', 'cached_features',
-    'datablock', 'dataloaders', 'image_body', 'image_model', 'image_learner', 'fit_head', 'fit_body', 'suggest_lr',
-    'save_stage', 'load_stage', 'stage_info', 'stages', 'train', 'predictions', 'evaluate', 'Metrics', 'metrics_of', 'most_confused', 'compare', 'Comparison',
-    'find_issues', 'saved_issues', 'duplicates', 'out_of_fold', 'outlier_scores', 'merge_queues', 'Session', 'clean', 'worst_table', 'ImageCleaner', 'review_page',
-    'report', 'export', 'load_model_file', 'Predictor', 'predict',
-    'ClassifierInterpretation', 'embeddings', 'out_of_fold_predictions', 'cross_validate', 'cross_validated_predictions', 'head_probabilities',
-    'baselines', 'compare_imbalance', 'accuracy_by_n', 'would_more_help', 'Growth', 'explain', 'errors_inside', 'class_facts', 'class_factors',
-    'plot_classes', 'plot_samples', 'plot_history', 'plot_lr', 'plot_confusion', 'plot_most_confused', 'plot_per_class', 'plot_precision_recall',
-    'plot_reliability', 'plot_accuracy_by_n', 'plot_methods', 'plot_confused', 'plot_mistakes', 'plot_embedding', 'demo']
+    'DatasetError', 'DiskFullError', 'LockedError', 'UsageError', 'VegcError', 'VegcWarning', 'LeakError',
+    'TooManyFailures', 'WeightsError',
+    'ImageDataset', 'Snapshot', 'snapshot', 'forget', 'load_rgb', 'phash',
+    'plan', 'read_list', 'ListPlan', 'ingest', 'IngestResult',
+    'image_body', 'image_model', 'cached_features',
+    'exact_pairs', 'hash_pairs', 'feature_pairs', 'duplicate_pairs', 'duplicates', 'folds',
+    'split', 'split_counts', 'split_log', 'SplitCounts',
+    'datablock', 'dataloaders', 'image_learner', 'fit_head', 'fit_body', 'suggest_lr',
+    'save_stage', 'load_stage', 'stage_info', 'stages', 'train', 'head_probabilities', 'out_of_fold',
+    'find_issues', 'saved_issues', 'outlier_scores', 'merge_queues', 'Session', 'worst_table', 'clean',
+    'ImageCleaner', 'review_page',
+    'Metrics', 'metrics_of', 'most_confused', 'predictions', 'embeddings', 'cross_validate',
+    'cross_validated_predictions', 'out_of_fold_predictions', 'evaluate', 'evaluate_file', 'compare', 'Comparison',
+    'baselines', 'compare_imbalance', 'accuracy_by_n', 'would_more_help', 'Growth', 'class_facts', 'class_factors',
+    'errors_inside', 'explain',
+    'plot_accuracy_by_n', 'plot_classes', 'plot_confusion', 'plot_history', 'plot_lr', 'plot_methods',
+    'plot_most_confused', 'plot_per_class', 'plot_precision_recall', 'plot_reliability',
+    'plot_samples', 'plot_confused', 'plot_mistakes', 'plot_embedding', 'ClassifierInterpretation', 'report',
+    'load_model_file', 'Predictor', 'predict', 'export', 'demo']
