@@ -341,6 +341,7 @@ def test_a_report_follows_no_link_out_of_the_dataset(untrained, tmp_path):
     ds = copy_of(untrained, tmp_path / 'set')
     outside = tmp_path / 'outside.html'
     outside.write_text('<meta name="generator" content="vegc/0">')
+    (ds.path / 'report.html').unlink(missing_ok=True)
     (ds.path / 'report.html').symlink_to(outside)
     with pytest.raises(DatasetError, match='link'): report(ds)
     with pytest.raises(DatasetError, match='link'): erase(ds.path, Gone(paths=frozenset(['a'])))
