@@ -33,7 +33,7 @@ class Comparison:
     broken: int           # images that only the first predicts correctly
     on_corrected: 'Comparison | None' = None  # the same on corrected labels, where there are any
 
-# %% ../../nbs/74_compare.ipynb #a6cee99f
+# %% ../../nbs/74_compare.ipynb #005ecd31
 @patch(as_prop=True)
 def sentence(self: Comparison) -> str:
     "The result in one sentence."
@@ -49,7 +49,7 @@ def to_dict(self: Comparison) -> dict:
     corrected = self.on_corrected.to_dict() if self.on_corrected else None
     return asdict(self) | dict(on_corrected=corrected, sentence=self.sentence)
 
-# %% ../../nbs/74_compare.ipynb #8806e9b6
+# %% ../../nbs/74_compare.ipynb #6e4075f1
 @patch
 def __str__(self: Comparison) -> str:
     res = (f'On given labels: {self.sentence} Only the second is correct on {self.fixed}, only the first on '
@@ -57,7 +57,7 @@ def __str__(self: Comparison) -> str:
     if (c := self.on_corrected) is None: return res
     return f'{res}\nOn corrected labels: {c.sentence} McNemar p = {c.p_value:.3f}.'
 
-# %% ../../nbs/74_compare.ipynb #75002546
+# %% ../../nbs/74_compare.ipynb #221a3b77
 def on_labels(
     before: pd.DataFrame,   # as from `predictions`, index path
     after: pd.DataFrame,    # of the same images

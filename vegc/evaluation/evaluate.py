@@ -20,7 +20,7 @@ from .metrics import Metrics, best_temperature, metrics_of, probabilities_of
 from .predictions import predictions, predictions_frame, test_looks
 from ..training.stages import LeakError
 
-# %% ../../nbs/73_evaluate.ipynb #dd64246a
+# %% ../../nbs/73_evaluate.ipynb #cb329504
 def stage_temperature(
     dataset: DatasetLike,
     stage: str,
@@ -59,7 +59,8 @@ def evaluate_file(
         raise UsageError(f'{folder} has no files in subfolders; make one subfolder for each class, named after it.')
     p, problems = model.probabilities(files)
     good = [i for i, problem in enumerate(problems) if problem is None]
-    if len(good) < len(files): warn(f'{len(files) - len(good)} files of {folder} are no usable images and are left out.')
+    bad = len(files) - len(good)
+    if bad: warn(f'{bad} files of {folder} are no usable images and are left out.')
     if not good: raise DatasetError(f'{folder} holds no usable image.')
     labels = [files[i].parent.name for i in good]
     rows = pd.DataFrame(dict(path=[str(files[i]) for i in good], split='folder', label=labels, given_label=labels))
