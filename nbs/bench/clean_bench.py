@@ -1,13 +1,16 @@
-"""What finds planted flaws first, and what cleaning them buys: the usual ways, cleanlab, fastai's order and vegc on the same photographs.
+"""What finds planted flaws first, and what cleaning them buys: the usual ways, cleanlab, fastai's order and vegc on
+the same photographs.
 
-    python nbs/bench/clean_bench.py --photos DIR [--seeds 0 1 2 3 4] [--junk spread clumped] [--out clean.jsonl] [--work FOLDER]
+    python nbs/bench/clean_bench.py --photos DIR [--seeds 0 1 2 3 4] [--junk spread clumped] \
+        [--out clean.jsonl] [--work FOLDER]
 
-DIR holds a folder of pictures a class; the figures in the docs are on the public "clothing dataset small" (CC0, 3,068 photographs).
-Each planting adds to them, at random: 289 wrong labels, 107 pictures that do not belong (drawn digits, pieces of scikit-learn's sample
-photographs, textures, blanks), 153 exact and 153 near copies. A line of results is appended as it is known, and what is there already
-is not measured again, so the program can be stopped and continued. FOLDER keeps pictures and features between runs.
-Models are heads on features of a frozen network, computed once. CPU seconds are of this process, which should run on one thread
-(OMP_NUM_THREADS=1); memory is the most that a step needed beyond what was there before it (Linux)."""
+DIR holds a folder of pictures a class; the figures in the docs are on the public "clothing dataset small" (CC0,
+3,068 photographs). Each planting adds to them, at random: 289 wrong labels, 107 pictures that do not belong
+(drawn digits, pieces of scikit-learn's sample photographs, textures, blanks), 153 exact and 153 near copies. A
+line of results is appended as it is known, and what is there already is not measured again, so the program can be
+stopped and continued. FOLDER keeps pictures and features between runs. Models are heads on features of a frozen
+network, computed once. CPU seconds are of this process, which should run on one thread (OMP_NUM_THREADS=1);
+memory is the most that a step needed beyond what was there before it (Linux)."""
 import argparse
 import functools
 import json
@@ -75,13 +78,23 @@ def texture(rng, alike):
     "Noise of one grain, stripes, rings or blotches, in colours of their own."
     y, x = np.mgrid[:300, :300]/300.
     turn = rng.uniform(0, 2*np.pi)
-    waves = [lambda: np.sin(rng.uniform(20, 120)*(x*np.cos(turn) + y*np.sin(turn))), lambda: np.sin(rng.uniform(20, 120)*np.hypot(x - rng.random(), y - rng.random())),
-             lambda: np.asarray(Image.fromarray(rng.normal(0, 1, (n := int(rng.integers(3, 80)), n)).astype(np.float32)).resize((300, 300), Image.Resampling.BICUBIC))]
+    waves = [
+        lambda: np.sin(rng.uniform(20, 120) * (x * np.cos(turn) + y * np.sin(turn))),
+        lambda: np.sin(rng.uniform(20, 120) * np.hypot(x - rng.random(), y - rng.random())),
+        lambda: np.asarray(
+            Image.fromarray(rng.normal(0, 1, (n := int(rng.integers(3, 80)), n)).astype(np.float32)).resize(
+                (300, 300), Image.Resampling.BICUBIC
+            )
+        ),
+    ]
     a, b = rng.uniform(0, 255, (2, 3))
-    return Image.fromarray((a + (b - a)*(.5 + waves[2 if alike else rng.integers(3)]()[..., None]/2)).clip(0, 255).astype(np.uint8))
+    return Image.fromarray(
+        (a + (b - a) * (0.5 + waves[2 if alike else rng.integers(3)]()[..., None] / 2)).clip(0, 255).astype(np.uint8)
+    )
 
 
-def blank(rng, alike): return Image.new('RGB', (300, 300), (255, 255, 255) if alike else tuple(map(int, rng.integers(0, 256, 3))))
+def blank(rng, alike):
+    return Image.new('RGB', (300, 300), (255, 255, 255) if alike else tuple(map(int, rng.integers(0, 256, 3))))
 
 
 def screen(rng, alike):
@@ -99,8 +112,11 @@ def screen(rng, alike):
 
 
 # how many of each; clumped ones are alike, as things are that were scraped in bulk
-KINDS = dict(spread=((digit, 40, False), (piece, 30, False), (texture, 27, False), (blank, 10, False)), clumped=((digit, 50, True), (piece, 37, True), (blank, 20, True)),
-             mixed=((digit, 20, True), (screen, 40, False), (piece, 17, False), (texture, 20, True), (blank, 10, False)))
+KINDS = dict(
+    spread=((digit, 40, False), (piece, 30, False), (texture, 27, False), (blank, 10, False)),
+    clumped=((digit, 50, True), (piece, 37, True), (blank, 20, True)),
+    mixed=((digit, 20, True), (screen, 40, False), (piece, 17, False), (texture, 20, True), (blank, 10, False)),
+)
 
 
 def base(photos, work):
@@ -124,11 +140,32 @@ def plant(source, work, junk, seed):
     share = np.array([sum(r['true'] == c for r in rows) for c in classes])/len(rows)
     def store(data, label, **more):
         p = prepare(data)
-        path = Path('images')/label/f'{p.sha256[:16]}+{junk}-{seed}-{len(rows)}.{p.ext}'  # equal bytes stay two pictures, as for every other tool
+        path = (
+            Path('images') / label / f'{p.sha256[:16]}+{junk}-{seed}-{len(rows)}.{p.ext}'
+        )  # equal bytes stay two pictures, as for every other tool
         if not (ds.path/path).exists(): (ds.path/path).write_bytes(p.data)
-        rows.append(dict(given_label=label, path=str(path), width=p.width, height=p.height, sha256=p.sha256, phash=p.phash, flags=';'.join(p.flags)) | more)
+        rows.append(
+            dict(
+                given_label=label,
+                path=str(path),
+                width=p.width,
+                height=p.height,
+                sha256=p.sha256,
+                phash=p.phash,
+                flags=';'.join(p.flags),
+            )
+            | more
+        )
+
     near = plant_near_copies([ds.path/r['path'] for r in rows], ds.path/'new', seed=rng.integers(2**31), n=COPIES)
-    for r in near.itertuples(): store(Path(r.copy).read_bytes(), r.label, true=r.label, original=str(Path(r.original).relative_to(ds.path)), change=r.change)
+    for r in near.itertuples():
+        store(
+            Path(r.copy).read_bytes(),
+            r.label,
+            true=r.label,
+            original=str(Path(r.original).relative_to(ds.path)),
+            change=r.change,
+        )
     for r in [rows[i] for i in rng.choice(len(source.images), COPIES, replace=False)]:
         path = f'{r["path"][:-4]}+{junk}-{seed}{r["path"][-4:]}'
         if not (ds.path/path).exists(): os.link(ds.path/r['path'], ds.path/path)
@@ -142,7 +179,12 @@ def plant(source, work, junk, seed):
     for i in rng.choice(np.flatnonzero([r['true'] != '' for r in rows]), WRONG, replace=False):
         rows[i]['given_label'] = rng.choice([c for c in classes if c != rows[i]['true']])
     table = pd.DataFrame(rows).fillna(dict(change=''))
-    write_manifest(ds.manifest_path, manifest_frame(table.assign(key=table.index.astype(str), url=table.path, status='ok', split=None, duplicate_group=None)))
+    write_manifest(
+        ds.manifest_path,
+        manifest_frame(
+            table.assign(key=table.index.astype(str), url=table.path, status='ok', split=None, duplicate_group=None)
+        ),
+    )
     return ds, table.set_index('path').loc[ds.stored().path].reset_index()
 
 
@@ -151,7 +193,10 @@ def plant(source, work, junk, seed):
 @contextmanager
 def cost():
     "CPU seconds and megabytes of a step."
-    res, memory = {}, lambda what: next(int(line.split()[1])/1024 for line in open('/proc/self/status') if line.startswith(what))
+    res, memory = (
+        {},
+        lambda what: next(int(line.split()[1]) / 1024 for line in open('/proc/self/status') if line.startswith(what)),
+    )
     if (linux := Path('/proc/self/clear_refs').exists()):
         Path('/proc/self/clear_refs').write_text('5')  # forgets the peak
         before = memory('VmRSS')
@@ -174,9 +219,17 @@ def needed(order, hit, share, total=None):
 
 
 def head(k, d, regularised):
-    "A head as fastai builds it, but for a first batch norm, which standardised features have behind them; or one with nothing against learning by heart."
+    """A head as fastai builds it, but for a first batch norm, which standardised features have behind them; or one
+    with nothing against learning by heart."""
     if not regularised: return nn.Sequential(nn.Linear(d, 512), nn.ReLU(), nn.Linear(512, k))
-    return nn.Sequential(nn.Dropout(.25), nn.Linear(d, 512, bias=False), nn.ReLU(), nn.BatchNorm1d(512), nn.Dropout(.5), nn.Linear(512, k))
+    return nn.Sequential(
+        nn.Dropout(0.25),
+        nn.Linear(d, 512, bias=False),
+        nn.ReLU(),
+        nn.BatchNorm1d(512),
+        nn.Dropout(0.5),
+        nn.Linear(512, k),
+    )
 
 
 def trained(x, y, epochs, seed, regularised=True, lr=1e-3):
@@ -198,13 +251,15 @@ def trained(x, y, epochs, seed, regularised=True, lr=1e-3):
 
 
 @torch.inference_mode()
-def losses(net, x, y): return nn.functional.cross_entropy(net(torch.from_numpy(x)), torch.from_numpy(y), reduction='none').numpy()
+def losses(net, x, y):
+    return nn.functional.cross_entropy(net(torch.from_numpy(x)), torch.from_numpy(y), reduction='none').numpy()
 
 
 # The ways to look
 
 def fastai_order(x, y, seed, most=30):
-    "What ImageClassifierCleaner shows: by class and part the thirty with the greatest loss of a model that trained on four fifths; here, to its advantage, all menus merged by loss."
+    """What ImageClassifierCleaner shows: by class and part the thirty with the greatest loss of a model that trained
+    on four fifths; here, to its advantage, all menus merged by loss."""
     valid = np.random.default_rng(seed).random(len(y)) < .2
     loss = losses(trained(x[~valid], y[~valid], 4, seed), x, y)
     menus = [np.flatnonzero((y == c) & (valid == part)) for c in np.unique(y) for part in (False, True)]
@@ -213,15 +268,23 @@ def fastai_order(x, y, seed, most=30):
 
 
 def vegc_ranks(ds, x, y, pairs, copies):
-    "Out-of-fold probabilities, the table of issues, and what either cost; the search for copies has been done and is added."
+    """Out-of-fold probabilities, the table of issues, and what either cost; the search for copies has been done and
+    is added."""
     with cost() as folds: p = out_of_fold(x, y, pd.factorize(ds.stored().duplicate_group)[0])
-    with cost() as rest, patch('vegc.cleaning.issues.duplicate_pairs', lambda *_: pairs): issues = find_issues(ds, pred_probs=(p := p/p.sum(1, keepdims=True)), features=x)
+    with cost() as rest, patch('vegc.cleaning.issues.duplicate_pairs', lambda *_: pairs):
+        issues = find_issues(ds, pred_probs=(p := p / p.sum(1, keepdims=True)), features=x)
     steps = folds, rest, copies
-    return p, issues, folds, dict(cpu=round(sum(c['cpu'] for c in steps), 2), memory=max(c['memory'] or 0 for c in steps))
+    return (
+        p,
+        issues,
+        folds,
+        dict(cpu=round(sum(c['cpu'] for c in steps), 2), memory=max(c['memory'] or 0 for c in steps)),
+    )
 
 
 def ways(ds, x, z, y, p, seed):
-    "Each other way to rank pictures: name, cost, score of labels and of junk (low is bad), order of review; what it does not give is None."
+    """Each other way to rank pictures: name, cost, score of labels and of junk (low is bad), order of review; what it
+    does not give is None."""
     for epochs in (1, 4, 30):
         with cost() as c: loss = losses(trained(z, y, epochs, seed), z, y)
         yield f'loss in sample, {epochs} epochs', c, -loss, None, np.argsort(-loss)
@@ -234,7 +297,14 @@ def ways(ds, x, z, y, p, seed):
         for method in ('self_confidence', 'normalized_margin', 'confidence_weighted_entropy'):
             q = get_label_quality_scores(y, probs, method=method)
             yield f'cleanlab {method}{said}', {} if said else c, q, None, np.argsort(q)
-            if not said and method == 'self_confidence': yield 'cleanlab, labels and outliers 4 : 1', c, q, knn, np.array(merge_queues([np.argsort(q).tolist(), np.argsort(knn).tolist()], [4, 1]))
+            if not said and method == 'self_confidence':
+                yield (
+                    'cleanlab, labels and outliers 4 : 1',
+                    c,
+                    q,
+                    knn,
+                    np.array(merge_queues([np.argsort(q).tolist(), np.argsort(knn).tolist()], [4, 1])),
+                )
 
 
 def rank_rows(ds, table, x, z, y, p, issues, spent, seed):
@@ -245,28 +315,46 @@ def rank_rows(ds, table, x, z, y, p, issues, spent, seed):
     ours = 'vegc', spent, t.label_score.to_numpy(), -t.outlier.to_numpy(), np.argsort(t['rank'].to_numpy())
     for way, c, labels, outliers, order in [*ways(ds, x, z, y, p, seed), ours]:
         seen = np.cumsum(flaw[order])/flaw.sum()
-        yield dict(way=way, ap_labels=None if labels is None else average_precision(np.argsort(labels, kind='stable'), wrong),
-                   ap_junk=None if outliers is None else average_precision(np.argsort(outliers, kind='stable'), junk),
-                   views_80=needed(order, flaw, .8, flaw.sum()), views_95=needed(order, flaw, .95, flaw.sum()),
-                   curve=[round(float(seen[min(v, len(seen)) - 1]), 3) if v else 0. for v in VIEWS]) | c
+        yield (
+            dict(
+                way=way,
+                ap_labels=None if labels is None else average_precision(np.argsort(labels, kind='stable'), wrong),
+                ap_junk=None if outliers is None else average_precision(np.argsort(outliers, kind='stable'), junk),
+                views_80=needed(order, flaw, 0.8, flaw.sum()),
+                views_95=needed(order, flaw, 0.95, flaw.sum()),
+                curve=[round(float(seen[min(v, len(seen)) - 1]), 3) if v else 0.0 for v in VIEWS],
+            )
+            | c
+        )
 
 
 def sure_rows(table, p, issues):
-    "How often suggested labels are right, by what was said of them: by the chance that vegc gives, and by the plain probability."
+    """How often suggested labels are right, by what was said of them: by the chance that vegc gives, and by the plain
+    probability."""
     t = issues.set_index('path').loc[table.path].reset_index()
     right, asked = (t.predicted_label == table.true).to_numpy(), (t.predicted_label != t.given_label).to_numpy()
     for name, said in (('chance', t.confidence.to_numpy()), ('probability', p.max(1))):
         for low, high in pairwise(BINS):
             some = asked & (said >= low) & (said < high)
-            if some.any(): yield dict(way=name, low=low, n=int(some.sum()), said=float(said[some].sum()), right=int(right[some].sum()))
+            if some.any():
+                yield dict(
+                    way=name, low=low, n=int(some.sum()), said=float(said[some].sum()), right=int(right[some].sum())
+                )
     true = dict(zip(table.path, table.true, strict=True))
     for at in (.5, .8, .9, .95):
         new = [r for r in rule_decisions(t.assign(split='train'), at) if r['action'] == 'relabel']
-        yield dict(way='clean --auto', low=at, n=len(new), said=float(sum(t.confidence[t.path.isin([r['path'] for r in new])])), right=sum(r['label'] == true[r['path']] for r in new))
+        yield dict(
+            way='clean --auto',
+            low=at,
+            n=len(new),
+            said=float(sum(t.confidence[t.path.isin([r['path'] for r in new])])),
+            right=sum(r['label'] == true[r['path']] for r in new),
+        )
 
 
 def pair_rows(table, x, pairs, spent):
-    "One line a way to rank pairs with a planted copy in them. Whether two of the photographs are copies nobody has told, so their pairs are left out; exact copies are taken out before."
+    """One line a way to rank pairs with a planted copy in them. Whether two of the photographs are copies nobody has
+    told, so their pairs are left out; exact copies are taken out before."""
     t = table[table.change != 'exact']
     at = {p: i for i, p in enumerate(t.path)}
     n, copies = len(t), t[t.change != '']
@@ -277,36 +365,75 @@ def pair_rows(table, x, pairs, spent):
     hit = np.zeros((n, n), bool)
     hit[tuple(np.array(sorted(want)).T)] = True
     rows = x[table.index[table.change != 'exact']].astype(np.float32)
-    unit = lambda v: v/np.linalg.norm(v, axis=1, keepdims=True)  # noqa: E731
-    bits = lambda hashes: np.unpackbits(np.frombuffer(bytes.fromhex(''.join(hashes)), np.uint8).reshape(n, -1), axis=1).astype(np.float32)*2 - 1  # noqa: E731
+    unit = lambda v: v/np.linalg.norm(v, axis=1, keepdims=True)
+    bits = lambda hashes: (
+        np.unpackbits(np.frombuffer(bytes.fromhex(''.join(hashes)), np.uint8).reshape(n, -1), axis=1).astype(np.float32)
+        * 2
+        - 1
+    )
+
     def hashed():
         plain = bits(t.phash)
         return np.maximum(plain @ plain.T, plain @ bits([phash_mirrored(h) for h in t.phash]).T)
-    for way, similar in (('perceptual hash, 256 bits, mirrored too', hashed), ('cosine', lambda: unit(rows) @ unit(rows).T), ('cosine, whitened', lambda: (w := whiten(rows)) @ w.T)):
+
+    for way, similar in (
+        ('perceptual hash, 256 bits, mirrored too', hashed),
+        ('cosine', lambda: unit(rows) @ unit(rows).T),
+        ('cosine, whitened', lambda: (w := whiten(rows)) @ w.T),
+    ):
         with cost() as c: order = np.argsort(-similar()[a, b], kind='stable')
         yield dict(way=way, ap_pairs=average_precision(order, hit[a, b]), pairs_95=needed(order, hit[a, b], .95)) | c
-    found = pairs.assign(a=table.path[pairs.a].map(at).to_numpy(), b=table.path[pairs.b].map(at).to_numpy()).dropna().sort_values('similarity', ascending=False, kind='stable')
+    found = (
+        pairs.assign(a=table.path[pairs.a].map(at).to_numpy(), b=table.path[pairs.b].map(at).to_numpy())
+        .dropna()
+        .sort_values('similarity', ascending=False, kind='stable')
+    )
     found = found.astype(dict(a=int, b=int))
     found = found[planted[found.a] | planted[found.b]]
     ours = np.array([tuple(sorted(ab)) in want for ab in zip(found.a, found.b, strict=True)])
-    yield dict(way='vegc', ap_pairs=average_precision(np.arange(len(ours)), ours, len(want)), pairs_95=needed(np.arange(len(ours)), ours, .95, len(want)), found=int(ours.sum())) | spent
+    yield (
+        dict(
+            way='vegc',
+            ap_pairs=average_precision(np.arange(len(ours)), ours, len(want)),
+            pairs_95=needed(np.arange(len(ours)), ours, 0.95, len(want)),
+            found=int(ours.sum()),
+        )
+        | spent
+    )
 
 
 # What cleaning buys
 
 def effect_rows(ds, table, z, y, issues, seed, views=(0, 620)):
-    "Accuracy on photographs kept apart, by a head that learns by heart and by one that does not, after so many pictures were looked at."
+    """Accuracy on photographs kept apart, by a head that learns by heart and by one that does not, after so many
+    pictures were looked at."""
     groups, rng = ds.stored().duplicate_group.to_numpy(), np.random.default_rng([seed, 7])
     apart = np.isin(groups, rng.permutation(np.unique(groups))[:len(np.unique(groups))//5])
     true = pd.Categorical(table.true, sorted(table.given_label.unique())).codes.astype(int)
-    held, rank = np.flatnonzero(apart & (table.change == '') & (true >= 0)), issues.set_index('path')['rank'].loc[table.path].to_numpy()
+    held, rank = (
+        np.flatnonzero(apart & (table.change == '') & (true >= 0)),
+        issues.set_index('path')['rank'].loc[table.path].to_numpy(),
+    )
     for k in views:
         seen = rank <= k
         label, used = np.where(seen & (true >= 0), true, y), ~apart & ~(seen & (true < 0))
         for way, epochs, regularised in (('learns by heart', 40, False), ('regularised', 8, True)):
-            with cost() as c: net = trained(z[used], label[used], epochs, seed, regularised, lr=3e-4 if regularised else 1e-3)
-            accuracy = lambda i, want: float((net(torch.from_numpy(z[i])).argmax(1).numpy() == want[i]).mean())  # noqa: E731, B023
-            yield dict(way=way, views=k, n=len(held), accuracy=accuracy(held, true), by_heart=accuracy(np.flatnonzero(used), label)) | c
+            with cost() as c:
+                net = trained(z[used], label[used], epochs, seed, regularised, lr=3e-4 if regularised else 1e-3)
+
+            def accuracy(i, want, net=net):
+                return float((net(torch.from_numpy(z[i])).argmax(1).numpy() == want[i]).mean())
+
+            yield (
+                dict(
+                    way=way,
+                    views=k,
+                    n=len(held),
+                    accuracy=accuracy(held, true),
+                    by_heart=accuracy(np.flatnonzero(used), label),
+                )
+                | c
+            )
 
 
 def measure(work, source, junk, seed, known):
@@ -317,12 +444,25 @@ def measure(work, source, junk, seed, known):
     yield 'pairs', pair_rows(table, x, pairs, copies)
     if 'rank' in known: return
     groups = group_numbers(len(table), pairs).astype(str)
-    write_manifest(ds.manifest_path, manifest_frame(ds.df.assign(duplicate_group=ds.df.path.map(dict(zip(table.path, groups, strict=True))))))
+    write_manifest(
+        ds.manifest_path,
+        manifest_frame(ds.df.assign(duplicate_group=ds.df.path.map(dict(zip(table.path, groups, strict=True))))),
+    )
     y = pd.Categorical(table.given_label, sorted(table.given_label.unique())).codes.astype(int)
-    z = PCA(512, iterated_power=2, random_state=0).fit_transform((x - x.mean(0, dtype=np.float32))/np.maximum(x.std(0, dtype=np.float32), 1e-3)).astype(np.float32)
+    z = (
+        PCA(512, iterated_power=2, random_state=0)
+        .fit_transform((x - x.mean(0, dtype=np.float32)) / np.maximum(x.std(0, dtype=np.float32), 1e-3))
+        .astype(np.float32)
+    )
     z /= z.std()
     p, issues, folds, spent = vegc_ranks(ds, x, y, pairs, copies)
-    yield 'cost', [dict(way='features of what was planted', n=JUNK + COPIES) | c, dict(way='out of fold, ten folds, two looks', n=len(y)) | folds]
+    yield (
+        'cost',
+        [
+            dict(way='features of what was planted', n=JUNK + COPIES) | c,
+            dict(way='out of fold, ten folds, two looks', n=len(y)) | folds,
+        ],
+    )
     yield 'effect', effect_rows(ds, table, z, y, issues, seed)
     yield 'sure', sure_rows(table, p, issues)
     yield 'rank', rank_rows(ds, table, x, z, y, p, issues, spent, seed)
@@ -341,8 +481,14 @@ def interval(values):
 
 if __name__ == '__main__':
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, kw in {'photos': dict(required=True), 'seeds': dict(type=int, nargs='+', default=[0, 1, 2, 3, 4]), 'junk': dict(nargs='+', default=['spread', 'clumped'], choices=sorted(KINDS)),
-                     'out': dict(default=str(Path(__file__).with_name('clean.jsonl'))), 'work': {}}.items(): parser.add_argument(f'--{name}', **kw)
+    for name, kw in {
+        'photos': dict(required=True),
+        'seeds': dict(type=int, nargs='+', default=[0, 1, 2, 3, 4]),
+        'junk': dict(nargs='+', default=['spread', 'clumped'], choices=sorted(KINDS)),
+        'out': dict(default=str(Path(__file__).with_name('clean.jsonl'))),
+        'work': {},
+    }.items():
+        parser.add_argument(f'--{name}', **kw)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         work, out = Path(args.work or folder), Path(args.out)
@@ -356,4 +502,5 @@ if __name__ == '__main__':
                     new = [rounded(dict(junk=junk, seed=seed, what=what) | r) for r in rows]
                     with open(out, 'a') as f: f.writelines(json.dumps(r) + '\n' for r in new)
                     for r in new:
-                        if r['way'] in ('vegc', 'clean --auto', 'learns by heart', 'regularised'): print({k: v for k, v in r.items() if k != 'curve'}, flush=True)
+                        if r['way'] in ('vegc', 'clean --auto', 'learns by heart', 'regularised'):
+                            print({k: v for k, v in r.items() if k != 'curve'}, flush=True)

@@ -1,10 +1,12 @@
 """Near copies planted among photographs, as they go around: resized, recompressed, cropped, brightened, mirrored.
 
     from planting import plant_near_copies
-    plant_near_copies(photos, out, seed=0)   # a table of what was planted; `out` is a folder a class, ready for `vegc add`
+    # a table of what was planted; `out` is a folder a class, ready for `vegc add`
+    plant_near_copies(photos, out, seed=0)
     python nbs/bench/planting.py PHOTOS OUT [--n 153] [--seed 0] [--each 1]
 
-PHOTOS is a folder a class, or a list of files. An original is never written to; its copy is OUT/<class>/<name>+<change>+<seed>.jpg."""
+PHOTOS is a folder a class, or a list of files. An original is never written to; its copy is
+OUT/<class>/<name>+<change>+<seed>.jpg."""
 import argparse
 from pathlib import Path
 
@@ -21,7 +23,8 @@ def photographs(folder):
 
 
 def changed(im, how, rng):
-    "To 45–80 % of its size; to 75–92 % of each side, from anywhere; brighter by a fifth to a half. Recompressing is done in saving."
+    """To 45–80 % of its size; to 75–92 % of each side, from anywhere; brighter by a fifth to a half. Recompressing is
+    done in saving."""
     if how == 'resized':
         s = rng.uniform(.45, .8)
         return im.resize((round(im.width*s), round(im.height*s)), Image.Resampling.LANCZOS)
@@ -60,6 +63,7 @@ if __name__ == '__main__':
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('photos')
     parser.add_argument('out')
-    for name, default in (('n', 153), ('seed', 0), ('each', 1)): parser.add_argument(f'--{name}', type=int, default=default)
+    for name, default in (('n', 153), ('seed', 0), ('each', 1)):
+        parser.add_argument(f'--{name}', type=int, default=default)
     args = parser.parse_args()
     print(plant_near_copies(args.photos, args.out, args.seed, args.n, each=args.each).change.value_counts().to_string())
