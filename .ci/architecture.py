@@ -79,8 +79,8 @@ def module_table() -> list[str]:
     "What each module is for, in its own words."
     rows = ['| notebook | module | what it is for |', '| --- | --- | --- |']
     for module, stem in chapters().items():
-        text = ast.get_docstring(tree_of(module)) if module != '__init__' else 'The version, and nothing else: `import vegc` is free.'
-        rows.append(f'| `{stem}` | `{module}` | {(text or "").splitlines()[0]} |')
+        text = ast.get_docstring(tree_of(module)) or 'The version, and nothing else: `import vegc` is free.'
+        rows.append(f'| `{stem}` | `{module}` | {text.splitlines()[0]} |')
     return rows
 
 

@@ -34,7 +34,8 @@ class FaultServer:
     def __init__(self, delay=0., robots=None, tdmrep=None):
         self.robots, self.robots_asked = robots, 0  # a text, a status, or a function of the request
         self.tdmrep, self.tdmrep_asked, self.times = tdmrep, 0, []  # the same; when a picture was asked for
-        self.asked, self.sent, self.agents, self.open_now, self.most_open, self.delay = Counter(), Counter(), set(), 0, 0, delay
+        self.asked, self.sent, self.agents = Counter(), Counter(), set()
+        self.open_now, self.most_open, self.delay = 0, 0, delay
         self.ready, self.bodies = threading.Event(), {}
 
     def url(self, path): return f'http://127.0.0.1:{self.port}{path}'
@@ -97,12 +98,21 @@ class FaultServer:
     # one method a fault: /once-503/… is answered by on_once_503
 
     async def on_status(self, request): return web.Response(status=int(request.path.split('/')[2]))
-    async def on_once_503(self, request): return web.Response(status=503) if self.first(request) else self.picture(request.raw_path)
-    async def on_once_500(self, request): return web.Response(status=500) if self.first(request) else self.picture(request.raw_path)
+
+    def good_after(self, request, fault):
+        "A fault for the first request, a picture for the others."
+        return fault if self.first(request) else self.picture(request.raw_path)
+
+    async def on_once_503(self, request): return self.good_after(request, web.Response(status=503))
+    async def on_once_500(self, request): return self.good_after(request, web.Response(status=500))
     async def on_limited(self, request):
         wait = request.query.get('wait', '2')
-        return web.Response(status=429, headers={'Retry-After': wait}) if self.first(request) or int(wait) > 99 else self.picture(request.raw_path)
-    async def on_sick(self, request): return web.Response(status=503, headers={'Retry-After': request.query['wait']})
+        busy = web.Response(status=429, headers={'Retry-After': wait})
+        return busy if int(wait) > 99 else self.good_after(request, busy)
+
+    async def on_sick(self, request):
+        return web.Response(status=503, headers={'Retry-After': request.query['wait']})
+
     async def on_never(self, request): await asyncio.sleep(30)
 
     async def _stream(self, request, chunk, pause=0., **headers):
@@ -117,7 +127,8 @@ class FaultServer:
 
     async def on_drip(self, request): return await self._stream(request, b'\xff', .2)
     async def on_endless(self, request): return await self._stream(request, bytes(1 << 16))
-    async def on_huge(self, request): return await self._stream(request, bytes(1 << 16), **{'Content-Length': '52428800'})
+    async def on_huge(self, request):
+        return await self._stream(request, bytes(1 << 16), **{'Content-Length': '52428800'})
 
     async def _cut(self, request, reset):
         body = jpeg(1)
@@ -125,52 +136,84 @@ class FaultServer:
         await answer.prepare(request)
         await answer.write(body[:len(body)//2])
         await asyncio.sleep(.02)
-        if reset: request.transport.get_extra_info('socket').setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack('ii', 1, 0))
-        request.transport.abort() if reset else request.transport.close()
+        if reset:
+            no_linger = struct.pack('ii', 1, 0)
+            request.transport.get_extra_info('socket').setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, no_linger)
+            request.transport.abort()
+        else: request.transport.close()
         return answer
 
     async def on_reset(self, request): return await self._cut(request, True)
     async def on_short(self, request): return await self._cut(request, False)
-    async def on_once_reset(self, request): return await self._cut(request, True) if self.first(request) else self.picture(request.raw_path)
-    async def on_once_short(self, request): return await self._cut(request, False) if self.first(request) else self.picture(request.raw_path)
-    async def on_no_length(self, request):  # HTTP/1.0 manner: the end of the connection is the end of the body, half-way
-        request.transport.write(b'HTTP/1.0 200 OK\r\nContent-Type: image/jpeg\r\n\r\n' + jpeg(2, progressive=request.query_string == 'progressive')[:1500])
+
+    async def on_once_reset(self, request):
+        return await self._cut(request, True) if self.first(request) else self.picture(request.raw_path)
+
+    async def on_once_short(self, request):
+        return await self._cut(request, False) if self.first(request) else self.picture(request.raw_path)
+
+    async def _raw(self, request, head, body):
+        "An answer written by hand; the end of the connection is its end."
+        request.transport.write(head.replace('\n', '\r\n').encode() + b'\r\n\r\n' + body)
         request.transport.close()
         await asyncio.sleep(.01)
         return web.Response()
+
+    async def on_no_length(self, request):  # HTTP/1.0 manner: the body ends with the connection, here half-way
+        body = jpeg(2, progressive=request.query_string == 'progressive')[:1500]
+        return await self._raw(request, 'HTTP/1.0 200 OK\nContent-Type: image/jpeg', body)
+
+    def _moved(self, target, status=302): return web.Response(status=status, headers={'Location': target})
 
     async def on_hops(self, request):
         left = int(request.path.split('/')[2])
-        return web.Response(status=302, headers={'Location': f'/hops/{left - 1}'}) if left else self.picture(request.raw_path)
+        return self._moved(f'/hops/{left - 1}') if left else self.picture(request.raw_path)
+
     async def on_slow_hops(self, request):
         await asyncio.sleep(.5)
-        return web.Response(status=302, headers={'Location': f'/slow-hops/{int(request.path.split("/")[2]) - 1}'})
-    async def on_loop(self, request): return web.Response(status=301, headers={'Location': '/loop?b' if request.query_string == 'a' else '/loop?a'})
-    async def on_to(self, request): return web.Response(status=307, headers={'Location': request.raw_path.partition('?')[2]})
+        return self._moved(f'/slow-hops/{int(request.path.split("/")[2]) - 1}')
 
-    async def on_gzip(self, request): return self.picture(request.raw_path, body=gzip.compress(jpeg(3)), headers={'Content-Encoding': 'gzip'})
-    async def on_deflate(self, request): return self.picture(request.raw_path, body=zlib.compress(jpeg(4)), headers={'Content-Encoding': 'deflate'})
-    async def on_not_gzip(self, request): return self.picture(request.raw_path, body=jpeg(5), headers={'Content-Encoding': 'gzip'})
-    async def on_bomb(self, request): return self.picture(request.raw_path, body=bomb(100), headers={'Content-Encoding': 'gzip'})
+    async def on_loop(self, request): return self._moved('/loop?b' if request.query_string == 'a' else '/loop?a', 301)
+    async def on_to(self, request): return self._moved(request.raw_path.partition('?')[2], 307)
+
+    def _packed(self, request, encoding, body):
+        return self.picture(request.raw_path, body=body, headers={'Content-Encoding': encoding})
+
+    async def on_gzip(self, request): return self._packed(request, 'gzip', gzip.compress(jpeg(3)))
+    async def on_deflate(self, request): return self._packed(request, 'deflate', zlib.compress(jpeg(4)))
+    async def on_not_gzip(self, request): return self._packed(request, 'gzip', jpeg(5))
+    async def on_bomb(self, request): return self._packed(request, 'gzip', bomb(100))
     async def on_text_type(self, request): return self.picture(request.raw_path, content_type='text/html')
+
     async def on_no_type(self, request):
         body = jpeg(8)
-        request.transport.write(b'HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: %d\r\n\r\n' % len(body) + body)
-        request.transport.close()
-        await asyncio.sleep(.01)
-        return web.Response()
+        return await self._raw(request, f'HTTP/1.1 200 OK\nConnection: close\nContent-Length: {len(body)}', body)
+
     async def on_html(self, request): return self.picture(request.raw_path, body=b'<!DOCTYPE html><title>no</title>')
-    async def on_svg(self, request): return self.picture(request.raw_path, body=b'<svg xmlns="http://www.w3.org/2000/svg"/>', content_type='image/svg+xml')
+    async def on_svg(self, request):
+        body = b'<svg xmlns="http://www.w3.org/2000/svg"/>'
+        return self.picture(request.raw_path, body=body, content_type='image/svg+xml')
+
     async def on_text(self, request): return self.picture(request.raw_path, body=b'not found')
     async def on_empty(self, request): return self.picture(request.raw_path, body=b'')
+
     async def on_robots_tag(self, request):
-        return await self._stream(request, bytes(1 << 16), .01, **{'X-Robots-Tag': request.query_string.replace('+', ' ')})
-    async def on_reserved(self, request): return await self._stream(request, b'', 30, **{'X-Robots-Tag': 'noai', 'Content-Length': '9999'})  # and never a body
+        tag = request.query_string.replace('+', ' ')
+        return await self._stream(request, bytes(1 << 16), .01, **{'X-Robots-Tag': tag})
+
+    async def on_reserved(self, request):  # and never a body
+        return await self._stream(request, b'', 30, **{'X-Robots-Tag': 'noai', 'Content-Length': '9999'})
+
     async def on_tdm(self, request): return self.picture(request.raw_path, headers={'tdm-reservation': '1'})
     async def on_agent(self, request):
-        return self.picture(request.raw_path) if 'Browser' in request.headers['User-Agent'] else web.Response(status=403)
+        known = 'Browser' in request.headers['User-Agent']
+        return self.picture(request.raw_path) if known else web.Response(status=403)
+
     async def on_gone_picture(self, request): return self.picture(request.raw_path, body=jpeg(6))
-    async def on_usage(self, request): return self.picture(request.raw_path, headers={'Content-Usage': 'train-ai=n; exp, search=y'})
+
+    async def on_usage(self, request):
+        return self.picture(request.raw_path, headers={'Content-Usage': 'train-ai=n; exp, search=y'})
+
     async def on_blank(self, request):
         out = io.BytesIO()
         Image.new('RGB', (99, 99), 'white').save(out, 'JPEG')

@@ -18,7 +18,8 @@ CHROMIUM = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 
 SERVER = ('import os, sys, threading\n'
           'threading.Thread(target=lambda: (sys.stdin.read(), os._exit(0)), daemon=True).start()\n'
           'from jupyterlab.labapp import main\nmain()')
-SETTINGS = {  # JupyterLab: outputs off screen stay in the page, nothing is asked of the network, nothing is saved behind our back
+# JupyterLab: outputs off screen stay in the page, nothing is asked of the network, nothing is saved behind our back
+SETTINGS = {
     'notebook-extension/tracker': {'windowingMode': 'none'},
     'apputils-extension/notification': {'checkForUpdates': False, 'fetchNews': 'false', 'doNotDisturbMode': True},
     'docmanager-extension/plugin': {'autosave': False},
@@ -38,7 +39,9 @@ def chromium():
     need_browser()
     from playwright.sync_api import sync_playwright
     with sync_playwright() as p:
-        browser = p.chromium.launch(executable_path=CHROMIUM, args=['--no-sandbox', '--disable-gpu', '--disable-dev-shm-usage'])
+        browser = p.chromium.launch(
+            executable_path=CHROMIUM, args=['--no-sandbox', '--disable-gpu', '--disable-dev-shm-usage']
+        )
         yield browser
         browser.close()
 
@@ -49,10 +52,30 @@ def jupyterlab(folder: Path):
     with socket.socket() as s:
         s.bind(('127.0.0.1', 0))
         port = s.getsockname()[1]
-    dirs = {v: folder/v.lower() for v in ('JUPYTER_CONFIG_DIR', 'JUPYTER_DATA_DIR', 'JUPYTER_RUNTIME_DIR', 'IPYTHONDIR', 'JUPYTERLAB_SETTINGS_DIR', 'JUPYTERLAB_WORKSPACES_DIR')}
+    dirs = {
+        v: folder / v.lower()
+        for v in (
+            'JUPYTER_CONFIG_DIR',
+            'JUPYTER_DATA_DIR',
+            'JUPYTER_RUNTIME_DIR',
+            'IPYTHONDIR',
+            'JUPYTERLAB_SETTINGS_DIR',
+            'JUPYTERLAB_WORKSPACES_DIR',
+        )
+    }
     for d in [*dirs.values(), folder/'work']: d.mkdir(parents=True, exist_ok=True)
-    config = dict(ServerApp=dict(ip='127.0.0.1', port=port, port_retries=0, open_browser=False, root_dir=str(folder/'work'), allow_root=True),
-                  IdentityProvider=dict(token=''), LabApp=dict(expose_app_in_browser=True, extension_manager='readonly', news_url=None))
+    config = dict(
+        ServerApp=dict(
+            ip='127.0.0.1',
+            port=port,
+            port_retries=0,
+            open_browser=False,
+            root_dir=str(folder / 'work'),
+            allow_root=True,
+        ),
+        IdentityProvider=dict(token=''),
+        LabApp=dict(expose_app_in_browser=True, extension_manager='readonly', news_url=None),
+    )
     (dirs['JUPYTER_CONFIG_DIR']/'jupyter_lab_config.json').write_text(json.dumps(config))
     for name, value in SETTINGS.items():
         file = dirs['JUPYTERLAB_SETTINGS_DIR']/f'@jupyterlab/{name}.jupyterlab-settings'
@@ -60,7 +83,9 @@ def jupyterlab(folder: Path):
         file.write_text(json.dumps(value))
     env = os.environ | {k: str(v) for k, v in dirs.items()} | {'OMP_NUM_THREADS': '1'}
     with open(folder/'server.log', 'wb') as log:
-        server = subprocess.Popen([sys.executable, '-c', SERVER], env=env, stdin=subprocess.PIPE, stdout=log, stderr=log)
+        server = subprocess.Popen(
+            [sys.executable, '-c', SERVER], env=env, stdin=subprocess.PIPE, stdout=log, stderr=log
+        )
         try:
             for _ in range(600):
                 try: urllib.request.urlopen(f'http://127.0.0.1:{port}/api/status', timeout=5).read()
@@ -78,12 +103,24 @@ def jupyterlab(folder: Path):
 class Notebook:
     "A notebook open in a browser tab."
     def __init__(self, browser, url: str, root: Path, cells: list[str], name: str='n.ipynb', **options):
-        nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(c) for c in cells],
-                                                metadata=dict(kernelspec=dict(name='python3', display_name='python3', language='python'))), root/'work'/name)
+        nbformat.write(
+            nbformat.v4.new_notebook(
+                cells=[nbformat.v4.new_code_cell(c) for c in cells],
+                metadata=dict(kernelspec=dict(name='python3', display_name='python3', language='python')),
+            ),
+            root / 'work' / name,
+        )
         self.tab = browser.new_context(**options).new_page()
         self.said, self.outside = [], []
         self.tab.on('pageerror', lambda e: self.said.append(str(e)))
-        self.tab.route('**/*', lambda r: r.continue_() if r.request.url.startswith((url, 'data:', 'blob:')) else (self.outside.append(r.request.url), r.abort()))
+        self.tab.route(
+            '**/*',
+            lambda r: (
+                r.continue_()
+                if r.request.url.startswith((url, 'data:', 'blob:'))
+                else (self.outside.append(r.request.url), r.abort())
+            ),
+        )
         self.tab.goto(f'{url}/lab/tree/{name}?reset', wait_until='load')
         self.tab.wait_for_function("""() => { const p = window.jupyterapp?.shell.currentWidget?.context?.sessionContext;
             return p?.isReady && p.session?.kernel?.status === 'idle'; }""", timeout=60_000)
@@ -91,7 +128,9 @@ class Notebook:
 
     def command(self, name: str, **args):
         "Await a command of JupyterLab; its promise is the end of it."
-        return self.tab.evaluate('([name, args]) => window.jupyterapp.commands.execute(name, args).then(() => null)', [name, args])
+        return self.tab.evaluate(
+            '([name, args]) => window.jupyterapp.commands.execute(name, args).then(() => null)', [name, args]
+        )
 
     def run_all(self): self.command('notebook:run-all-cells')
 
@@ -105,5 +144,8 @@ class Notebook:
 
     def wait_for_kernel(self):
         "Until the kernel, or the one that was started in its place, is idle."
-        self.tab.wait_for_function("""() => { const s = window.jupyterapp.shell.currentWidget.context.sessionContext.session;
-            return s?.kernel?.status === 'idle' && s.kernel.connectionStatus === 'connected'; }""", timeout=60_000)
+        self.tab.wait_for_function(
+            """() => { const s = window.jupyterapp.shell.currentWidget.context.sessionContext.session;
+            return s?.kernel?.status === 'idle' && s.kernel.connectionStatus === 'connected'; }""",
+            timeout=60_000,
+        )

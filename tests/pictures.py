@@ -1,4 +1,6 @@
-"""Pictures for tests: scenes that are drawn, partly on crops of scikit-learn's sample photographs, and what happens to copies of them."""
+"""Pictures for tests: scenes that are drawn, partly on crops of scikit-learn's sample photographs.
+
+And what happens to copies of them."""
 import functools
 import io
 
@@ -28,8 +30,12 @@ def scene(seed, size=(200, 160)):
         x, y, r = rng.integers(0, size[0]), rng.integers(0, size[1]), rng.integers(12, 50)
         colour = tuple(int(c) for c in rng.integers(0, 255, 3))
         kind = rng.integers(3)
-        if kind == 0: draw.ellipse((x - r, y - r, x + r, y + r), fill=colour)
-        elif kind == 1: draw.regular_polygon((int(x), int(y), int(r)), int(rng.integers(3, 7)), rotation=int(rng.integers(90)), fill=colour)
+        if kind == 0:
+            draw.ellipse((x - r, y - r, x + r, y + r), fill=colour)
+        elif kind == 1:
+            draw.regular_polygon(
+                (int(x), int(y), int(r)), int(rng.integers(3, 7)), rotation=int(rng.integers(90)), fill=colour
+            )
         else: draw.line((x, y, *rng.integers(0, 160, 2).tolist()), fill=colour, width=int(rng.integers(3, 14)))
     return im
 

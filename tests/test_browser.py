@@ -36,24 +36,29 @@ def drawn(tmp_path_factory):
         path = f'images/{LABELS[i % 3]}/{i:05}.jpg'
         (ds.path / path).parent.mkdir(parents=True, exist_ok=True)
         im.save(ds.path / path)
-        rows.append(dict(key=str(i), url=f'u{i}', given_label=LABELS[i % 3], status='ok', path=path, sha256=str(i), width=64 + i % 7, height=48,
-                         split='test' if i % 10 == 9 else 'train', duplicate_group='twins' if i in (20, 21, 23) else None))
+        rows.append(dict(key=str(i), url=f'u{i}', given_label=LABELS[i % 3], status='ok', path=path, sha256=str(i),
+                         width=64 + i % 7, height=48, split='test' if i % 10 == 9 else 'train',
+                         duplicate_group='twins' if i in (20, 21, 23) else None))
     (ds.path / rows[5]['path']).write_bytes(b'no picture')
     (ds.path / rows[7]['path']).unlink()
-    write_manifest(ds.manifest_path, manifest_frame(rows))
+    write_manifest(ds.path / 'manifest.parquet', manifest_frame(rows))
     df = pd.DataFrame(rows)
-    order = df[['path', 'url', 'given_label', 'split']].assign(predicted_label=LABELS[0], label_score=.1, issue_types=['label' if g != LABELS[0] else 'dark' for g in df.given_label],
-                                                             score=.9, rank=range(1, N + 1), confidence=.87, outlier=.3)
+    order = df[['path', 'url', 'given_label', 'split']].assign(
+        predicted_label=LABELS[0], label_score=.1, score=.9, rank=range(1, N + 1), confidence=.87, outlier=.3,
+        issue_types=['label' if g != LABELS[0] else 'dark' for g in df.given_label])
     (ds.path / 'predictions').mkdir()
     order.to_parquet(ds.path / 'predictions/issues.parquet')
     return ds, df
 
 
-FAKE = """js => import(URL.createObjectURL(new Blob([js], { type: 'text/javascript' }))).then(({ default: cleaner }) => {
-    const kernel = window.kernel = { asked: [], on: (_, f) => { kernel.answer = f; }, off: () => {}, send: (m) => kernel.asked.push(m) };
-    cleaner.render({ model: kernel, el: document.body });
-})"""
-VIEW = dict(view='pictures', label='', kind='', split='', state='')
+FAKE = """js => {
+    const module = URL.createObjectURL(new Blob([js], { type: 'text/javascript' }));
+    const kernel = window.kernel = { asked: [], off: () => {} };
+    kernel.on = (_, f) => { kernel.answer = f; };
+    kernel.send = (m) => kernel.asked.push(m);
+    return import(module).then(({ default: cleaner }) => { cleaner.render({ model: kernel, el: document.body }); });
+}"""
+VIEW = dict(view='images', label='', kind='', split='', state='')
 
 
 @pytest.fixture
@@ -62,7 +67,7 @@ def page():
     with chromium() as browser:
         tab, said = browser.new_page(), []
         tab.on('pageerror', lambda e: said.append(str(e)))
-        tab.evaluate(FAKE, (files('vegc') / 'cleaner.js').read_text('utf-8'))
+        tab.evaluate(FAKE, (files('vegc.cleaning') / 'cleaner.js').read_text('utf-8'))
         yield tab
         assert said == []
 
@@ -71,29 +76,36 @@ def answer(tab, **m): tab.evaluate('m => window.kernel.answer(m, [])', m)
 
 
 def answer_page(tab, ids, decisions=None, **more):
-    items = [dict(id=i, path=f'{i}.jpg', name=f'{i}.jpg', given='a', why='', also='', split='train', guess='b', sure=.3) for i in ids]
-    choices = dict(classes=[['a', 'A'], ['b', 'B']], labels=[['a', 'a', 3], ['b', 'b', 2]], kinds=[['label', 'label', 3]], splits=[['train', 'train', 4], ['test', 'test', 1]], copies=0)
-    facts = dict(view=VIEW, page=0, pages=3, progress=dict(items=5, decided=0, left=5), can_undo=False, can_redo=False, choices=choices) | more
+    item = dict(given='a', why='', also='', split='train', guess='b', sure=.3)
+    items = [dict(id=i, path=f'{i}.jpg', name=f'{i}.jpg') | item for i in ids]
+    choices = dict(classes=[['a', 'A'], ['b', 'B']], labels=[['a', 'a', 3], ['b', 'b', 2]], duplicates=0,
+                   kinds=[['label', 'label', 3]], splits=[['train', 'train', 4], ['test', 'test', 1]])
+    counts = dict(progress=dict(items=5, decided=0, left=5), can_undo=False, can_redo=False)
+    facts = dict(view=VIEW, page=0, pages=3, choices=choices) | counts | more
     answer(tab, **{'is': 'page'}, items=items, decisions=decisions or {}, **facts)
 
 
-def chosen(tab): return {name: tab.get_by_role('combobox', name=name, exact=True).input_value() for name in ('Class', 'Issue', 'Split')}
+def chosen(tab):
+    boxes = {name: tab.get_by_role('combobox', name=name, exact=True) for name in ('Class', 'Issue', 'Split')}
+    return {name: box.input_value() for name, box in boxes.items()}
 
 
 def test_an_answer_to_an_earlier_question_takes_back_no_later_choice(page):
-    "Two filters in quick succession; the answer to the first comes when the second has been chosen, that to the second after it."
+    "Two filters in quick succession; the answer to the first comes when the second has been chosen."
     answer_page(page, [0, 1, 2])
     page.get_by_role('combobox', name='Class', exact=True).select_option('b')
     page.get_by_role('combobox', name='Split').select_option('test')
     asked = [m['view'] for m in page.evaluate('() => window.kernel.asked') if m['do'] == 'show']
-    assert asked == [VIEW | dict(label='b'), VIEW | dict(label='b', split='test')], 'the second question holds the first choice too'
+    want = [VIEW | dict(label='b'), VIEW | dict(label='b', split='test')]
+    assert asked == want, 'the second question holds the first choice too'
     answer_page(page, [1, 2], view=asked[0])  # late
     assert chosen(page) == dict(Class='b', Issue='', Split='test')
     page.get_by_role('combobox', name='Issue').select_option('label')
     assert page.evaluate('() => window.kernel.asked.at(-1).view') == VIEW | dict(label='b', split='test', kind='label')
     answer_page(page, [2], view=asked[1])
     answer_page(page, [4], view=asked[1] | dict(kind='label'))
-    assert chosen(page) == dict(Class='b', Issue='label', Split='test') and page.locator('.file').all_inner_texts() == ['4.jpg']
+    assert chosen(page) == dict(Class='b', Issue='label', Split='test')
+    assert page.locator('.file').all_inner_texts() == ['4.jpg']
     answer_page(page, [0, 1, 2])  # the kernel shows all again: no choice of ours waits any more
     assert chosen(page) == dict(Class='', Issue='', Split='')
 
@@ -107,9 +119,11 @@ def test_a_decision_is_pale_until_the_kernel_says_it_is_on_the_disk(page):
     tile.nth(1).click()
     page.keyboard.press('x')
     assert [m['n'] for m in page.evaluate('() => window.kernel.asked') if m['do'] == 'decide'] == [1, 2]
-    pale = lambda: ['pending' in (tile.nth(i).get_attribute('class') or '') for i in range(3)]  # noqa: E731
+    def pale(): return ['pending' in (tile.nth(i).get_attribute('class') or '') for i in range(3)]
     assert pale() == [True, True, False]
-    answer(page, **{'is': 'decided'}, n=1, decisions={0: ['exclude', '', 'ana', '']}, said='excluded: 0.jpg', progress=dict(items=5, decided=2, left=3), can_undo=True, can_redo=False)
+    counts = dict(progress=dict(items=5, decided=2, left=3), can_undo=True, can_redo=False)
+    decided = {0: ['exclude', '', 'ana', '']}
+    answer(page, **{'is': 'decided'}, n=1, decisions=decided, said='excluded: 0.jpg', **counts)
     assert pale() == [False, True, False] and page.locator('.counter').inner_text() == '2 of 5 decided · 3 left'
     answer(page, **{'is': 'error'}, n=2, text='No space is left.')
     assert pale() == [False, False, False] and page.locator('.alert').inner_text() == 'No space is left.'
@@ -119,7 +133,7 @@ def test_a_decision_is_pale_until_the_kernel_says_it_is_on_the_disk(page):
 CELL = '''
 import warnings
 import pandas as pd
-from vegc.widgets import ImageCleaner
+from vegc.cleaning.widget import ImageCleaner
 warnings.simplefilter('ignore')
 issues = pd.read_parquet({path!r} + '/predictions/issues.parquet')
 issues.attrs['dataset'] = {path!r}
@@ -133,7 +147,7 @@ def test_a_thousand_thumbnails_in_jupyterlab(lab, drawn):
     ds, df = drawn
     notebook = Notebook(*lab, [CELL.format(path=str(ds.path), size=N), '6*7'], viewport=dict(width=1280, height=900))
     decide_by_key_and_mouse(notebook, ds, df)
-    look_at_filters_copies_and_zoom(notebook, ds)
+    look_at_filters_duplicates_and_zoom(notebook, ds)
     names_for_those_who_do_not_see_it(notebook)
     for theme in ('JupyterLab Dark', 'JupyterLab Light'): can_be_read(notebook, theme)
     a_killed_kernel_loses_nothing_that_was_confirmed(notebook, ds)
@@ -143,12 +157,13 @@ def test_a_thousand_thumbnails_in_jupyterlab(lab, drawn):
 
 def standing(ds):
     "What the disk says: number of the picture → action and label."
-    return {int(p.split('/')[-1][:5]): (a, label) for p, a, label in zip(ds.decisions.path, ds.decisions.action, ds.decisions.label, strict=True)}
+    return {int(r.path.split('/')[-1][:5]): (r.action, r.label) for r in ds.decisions.itertuples()}
 
 
 def settle(notebook, decided):
     "Wait until the kernel has said how many are decided."
-    notebook.tab.wait_for_function(f"() => document.querySelector('.vegc-cleaner .counter')?.textContent.startsWith('{decided:,} of')", timeout=60_000)
+    text = "document.querySelector('.vegc-cleaner .counter')?.textContent"
+    notebook.tab.wait_for_function(f"() => {text}.startsWith('{decided:,} of')", timeout=60_000)
 
 
 def decide_by_key_and_mouse(notebook, ds, df):
@@ -163,7 +178,8 @@ def decide_by_key_and_mouse(notebook, ds, df):
     tile.nth(10).locator('.pick.exclude').click()
     tile.nth(11).locator('.guess').click()
     settle(notebook, 6)  # with the file that is gone
-    want = {0: ('keep', ''), 1: ('exclude', ''), 2: ('relabel', LABELS[0]), 7: ('exclude', ''), 10: ('exclude', ''), 11: ('relabel', LABELS[0])}
+    want = {0: ('keep', ''), 1: ('exclude', ''), 2: ('relabel', LABELS[0]), 7: ('exclude', ''), 10: ('exclude', ''),
+            11: ('relabel', LABELS[0])}
     assert standing(ds) == want
     # several at once, one undo; relabel by typing; redo
     tile.nth(12).click()
@@ -184,16 +200,17 @@ def decide_by_key_and_mouse(notebook, ds, df):
     tab.keyboard.press('w')
     tab.keyboard.type('an Ω, clearly')
     tab.keyboard.press('Enter')
-    tab.wait_for_function("() => document.querySelectorAll('.vegc-cleaner .tile')[30].querySelector('.mark').title.endsWith('by ana: an Ω, clearly')")
+    title = "document.querySelectorAll('.vegc-cleaner .tile')[30].querySelector('.mark').title"
+    tab.wait_for_function(f"() => {title}.endsWith('by ana: an Ω, clearly')")
     assert ds.decisions.set_index('path').why[df.path[30]] == 'an Ω, clearly'
-    want |= {12: ('exclude', ''), 13: ('exclude', ''), 14: ('exclude', ''), 16: ('exclude', ''), 30: ('relabel', LABELS[2])}
+    want |= dict.fromkeys((12, 13, 14, 16), ('exclude', '')) | {30: ('relabel', LABELS[2])}
     assert standing(ds) == want
     tab.keyboard.press('a')  # no key of ours; of the notebook, it would insert a cell
     tab.wait_for_timeout(300)
     assert tab.locator('.jp-Cell').count() == 2, 'x cuts no cell, a inserts none'
 
 
-def look_at_filters_copies_and_zoom(notebook, ds):
+def look_at_filters_duplicates_and_zoom(notebook, ds):
     tab, tile = notebook.tab, notebook.tab.locator('.vegc-cleaner .tile')
     def box(name): return tab.get_by_role('region', name='Image cleaner').get_by_role('combobox', name=name, exact=True)
     box('Class').select_option(LABELS[1])
@@ -203,7 +220,7 @@ def look_at_filters_copies_and_zoom(notebook, ds):
     assert [int(f[:5]) for f in tab.locator('.vegc-cleaner .file').all_inner_texts()] == want
     assert tab.locator('.vegc-cleaner .badge.test').count() == len(want)
     for name in ('Class', 'Split'): box(name).select_option('')
-    box('Show').select_option('copies')
+    box('Show').select_option('duplicates')
     tab.wait_for_function("() => document.querySelectorAll('.vegc-cleaner .tile').length === 3")
     tile.nth(0).click()
     tab.keyboard.press('b')
@@ -213,24 +230,26 @@ def look_at_filters_copies_and_zoom(notebook, ds):
     tab.locator('dialog.zoom').wait_for()
     assert tab.locator('dialog.zoom dd').first.inner_text() in LABELS
     tab.keyboard.press('Escape')
-    box('Show').select_option('pictures')
+    box('Show').select_option('images')
     tab.wait_for_function(f"() => document.querySelectorAll('.vegc-cleaner .tile').length === {N}")
 
 
 def names_for_those_who_do_not_see_it(notebook):
-    grid = notebook.tab.get_by_role('listbox', name='Pictures that need a look, worst first')
+    grid = notebook.tab.get_by_role('listbox', name='Images that need a look, worst first')
     assert grid.get_attribute('aria-multiselectable') == 'true'
     options = grid.get_by_role('option')
     first = options.first
     assert first.get_attribute('aria-label') == f'{LABELS[0]}, kept, is nearly black, 00000.jpg'
-    assert options.nth(3 + 1).get_attribute('aria-label').startswith(f'{LABELS[1]}, perhaps {LABELS[0]} 87 %, undecided')
+    said = options.nth(3 + 1).get_attribute('aria-label')
+    assert said.startswith(f'{LABELS[1]}, perhaps {LABELS[0]} 87 %, undecided')
     first.click()
     assert grid.get_attribute('aria-activedescendant') == first.get_attribute('id')
     notebook.tab.keyboard.press('Space')
     assert first.get_attribute('aria-selected') == 'true'
     notebook.tab.keyboard.press('Escape')
     for name in ('Keep', 'Exclude', 'Undo', 'Redo', 'next page', 'page before', 'keys'):
-        assert notebook.tab.get_by_role('region', name='Image cleaner').get_by_role('button', name=name).first.is_visible(), name
+        region = notebook.tab.get_by_role('region', name='Image cleaner')
+        assert region.get_by_role('button', name=name).first.is_visible(), name
     assert notebook.tab.get_by_role('progressbar', name='decided').count() == 1
     assert notebook.tab.locator('.vegc-cleaner [role=status]').get_attribute('aria-live') == 'polite'
 
@@ -276,7 +295,8 @@ def a_killed_kernel_loses_nothing_that_was_confirmed(notebook, ds):
 
 def a_new_kernel_finds_every_decision_and_pages(notebook, ds, df):
     before = standing(ds)
-    notebook.tab.evaluate("code => window.jupyterapp.shell.currentWidget.content.widgets[0].model.sharedModel.setSource(code)", CELL.format(path=str(ds.path), size=100))
+    cell = 'window.jupyterapp.shell.currentWidget.content.widgets[0].model.sharedModel'
+    notebook.tab.evaluate(f'code => {cell}.setSource(code)', CELL.format(path=str(ds.path), size=100))
     notebook.run_all()
     tab = notebook.tab
     tab.wait_for_function("() => document.querySelector('.vegc-cleaner .where')?.textContent === 'page 1 of 10'")
@@ -289,14 +309,15 @@ def a_new_kernel_finds_every_decision_and_pages(notebook, ds, df):
     settle(notebook, 15)
     want = before | {104: ('exclude', '')}
     assert standing(ds) == want
-    labels = {p: g for i, (p, g) in enumerate(zip(df.path, df.given_label, strict=True)) if want.get(i, ('',))[0] != 'exclude'}
+    given = enumerate(zip(df.path, df.given_label, strict=True))
+    labels = {path: label for i, (path, label) in given if want.get(i, ('',))[0] != 'exclude'}
     labels |= {df.path[i]: label for i, (action, label) in want.items() if action == 'relabel'}
     for _ in range(100):  # the list follows when the keys rest
         table = pd.read_csv(ds.path / 'cleaned.csv')
         if df.path[104] not in set(table.name): break
         time.sleep(.1)
     assert dict(zip(table.name, table.label, strict=True)) == labels
-    lines = [json.loads(line) for line in ds.decisions_path.read_text('utf-8').splitlines()]
+    lines = [json.loads(line) for line in (ds.path / 'decisions.jsonl').read_text('utf-8').splitlines()]
     assert {r['who'] for r in lines if 'path' in r} == {'ana', 'file check'}
 
 

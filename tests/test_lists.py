@@ -1,4 +1,4 @@
-"""Lists as people make them: whatever the ends of lines, quotes or letters, every URL stays as written and every line is counted."""
+"""Lists as people make them: whatever the ends of lines, quotes or letters, every URL stays and each line counts."""
 import csv
 import io
 
@@ -7,14 +7,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vegc.core import DatasetError
 from vegc.acquire.lists import plan, read_list
+from vegc.core import DatasetError
 
-# what a URL may hold in a list of one a line: anything but the three ends of lines, and white space or a BOM at its ends
+# what a URL may hold in a list of one a line: anything but ends of lines, and white space or a BOM at its ends
 inside = st.text(st.characters(exclude_characters='\r\n', exclude_categories=('Cs',)), max_size=40)
-address = st.one_of(st.builds('https://x.example/images?q=tbn:{}'.format, inside), st.builds('"https://x.example/{},{}"'.format, inside, inside),
-                    st.builds('data:image/png;base64,{}'.format, inside), inside).map(lambda u: u.strip().strip('\ufeff').strip()).filter(
-                        lambda u: u and u == u.strip().strip('\ufeff').strip())
+
+
+def without_margins(url): return url.strip().strip('\ufeff').strip()
+
+
+address = st.one_of(st.builds('https://x.example/images?q=tbn:{}'.format, inside),
+                    st.builds('"https://x.example/{},{}"'.format, inside, inside),
+                    st.builds('data:image/png;base64,{}'.format, inside),
+                    inside).map(without_margins).filter(lambda u: u and u == without_margins(u))
 blank = st.sampled_from(['', ' ', '\t', '\u00a0', '  \t '])
 line = st.one_of(address, address, blank)
 end = st.sampled_from(['\n', '\r\n', '\r'])
@@ -26,10 +32,12 @@ def is_header(text):
 
 
 @settings(max_examples=150, deadline=None)
-@given(lines=st.lists(line, max_size=12), ends=st.lists(end, min_size=12, max_size=12), bom=st.booleans(), last=st.booleans(), huge=st.booleans(), pad=st.sampled_from(['', ' ', '\t']))
+@given(lines=st.lists(line, max_size=12), ends=st.lists(end, min_size=12, max_size=12), bom=st.booleans(),
+       last=st.booleans(), huge=st.booleans(), pad=st.sampled_from(['', ' ', '\t']))
 def test_any_plain_list_keeps_its_urls_and_its_counts(tmp_path_factory, lines, ends, bom, last, huge, pad):
     if huge: lines = [*lines, 'data:image/png;base64,' + 'QUJD'*300_000]  # more than a megabyte on one line
-    text = ''.join(pad + ln + (e if i < len(lines) - 1 or last else '') for i, (ln, e) in enumerate(zip(lines, ends*2, strict=False)))
+    text = ''.join(pad + ln + (e if i < len(lines) - 1 or last else '')
+                   for i, (ln, e) in enumerate(zip(lines, ends*2, strict=False)))
     if is_header(text): return
     file = tmp_path_factory.getbasetemp()/'any.csv'
     file.write_bytes(b'\xef\xbb\xbf'*bom + text.encode())
@@ -42,8 +50,10 @@ def test_any_plain_list_keeps_its_urls_and_its_counts(tmp_path_factory, lines, e
 
 
 @settings(max_examples=80, deadline=None)
-@given(rows=st.lists(st.tuples(address, st.sampled_from(['hrê', 'a,b', 'say "x"', 'c']), st.one_of(st.none(), st.text('ab,"\' ', max_size=5))), max_size=8),
-       ends=end.filter(lambda e: e != '\r'), bom=st.booleans(), lead=st.integers(0, 3), huge=st.booleans(), empty=st.integers(0, 3))
+@given(rows=st.lists(st.tuples(address, st.sampled_from(['hrê', 'a,b', 'say "x"', 'c']),
+                               st.one_of(st.none(), st.text('ab,"\' ', max_size=5))), max_size=8),
+       ends=end.filter(lambda e: e != '\r'), bom=st.booleans(), lead=st.integers(0, 3), huge=st.booleans(),
+       empty=st.integers(0, 3))
 def test_any_csv_keeps_its_urls_labels_and_quotes(tmp_path_factory, rows, ends, bom, lead, huge, empty):
     if huge: rows = [*rows, ('data:image/png;base64,' + 'QUJD'*300_000, 'c', None)]
     out = io.StringIO(newline='')
@@ -69,17 +79,23 @@ def test_the_real_shape_runs_of_blanks_and_a_cap_that_does_not_count_them(tmp_pa
 
 
 def test_what_each_policy_keeps_and_who_shares_with_whom(tmp_path):
-    for name, urls in dict(a='xyzw', b='xy', c='x', d='x').items(): (tmp_path/f'{name}.csv').write_text('\n'.join(f'https://e.example/{u}' for u in urls))
+    for name, urls in dict(a='xyzw', b='xy', c='x', d='x').items():
+        (tmp_path/f'{name}.csv').write_text('\n'.join(f'https://e.example/{u}' for u in urls))
     p = plan(tmp_path)
-    assert p.conflicts.values.tolist() == [['a', 'b', 2], ['a', 'c', 1], ['a', 'd', 1], ['b', 'c', 1], ['b', 'd', 1], ['c', 'd', 1]]
-    assert p.policies.values.tolist() == [['review', 2, 6, 0, 3], ['drop', 2, 0, 6, 3], ['first', 4, 0, 4, 3], ['all', 8, 0, 0, 0]]
+    assert p.conflicts.values.tolist() == [['a', 'b', 2], ['a', 'c', 1], ['a', 'd', 1],
+                                           ['b', 'c', 1], ['b', 'd', 1], ['c', 'd', 1]]
+    assert p.policies.values.tolist() == [['review', 2, 6, 0, 3], ['drop', 2, 0, 6, 3],
+                                          ['first', 4, 0, 4, 3], ['all', 8, 0, 0, 0]]
     d = p.to_dict()
-    assert d['accuracy_ceiling'] == .5 and d['pairs'][0] == dict(class_a='a', class_b='b', urls=2) and [r['policy'] for r in d['policies']] == ['review', 'drop', 'first', 'all']
+    assert d['accuracy_ceiling'] == .5 and d['pairs'][0] == dict(class_a='a', class_b='b', urls=2)
+    assert [r['policy'] for r in d['policies']] == ['review', 'drop', 'first', 'all']
     assert '50.0%' in str(p) and 'review' in str(p)
 
 
 def test_a_given_split_goes_along_and_a_file_that_is_no_text_is_named(tmp_path):
-    (tmp_path/'t.csv').write_text('url,label,split\nhttps://e.example/1,a,Val\nhttps://e.example/2,b,test\nhttps://e.example/3,b,\n')
-    assert plan(tmp_path/'t.csv').rows.source_split.tolist()[:2] == ['valid', 'test'] and pd.isna(plan(tmp_path/'t.csv').rows.source_split[2])
+    rows = ['url,label,split', 'https://e.example/1,a,Val', 'https://e.example/2,b,test', 'https://e.example/3,b,']
+    (tmp_path/'t.csv').write_text('\n'.join(rows) + '\n')
+    split = plan(tmp_path/'t.csv').rows.source_split
+    assert split.tolist()[:2] == ['valid', 'test'] and pd.isna(split[2])
     (tmp_path/'bad.csv').write_bytes(b'https://e.example/1\n\xff\xfe\n')
     with pytest.raises(DatasetError, match='line 2'): plan(tmp_path/'bad.csv')

@@ -18,7 +18,7 @@ ALLOWED_FILES: dict[str, str] = {
 # Notebooks whose outputs may hold pictures, each with what the pictures show and where they come from.
 # A notebook that draws only charts says so; nothing here may be a photograph of a person.
 ALLOWED_OUTPUTS: dict[str, str] = {
-    'nbs/10_lists.ipynb': 'a bar chart of made-up lists',
+    'nbs/20_lists.ipynb': 'a bar chart of made-up lists',
     'nbs/11_images.ipynb': 'colour noise drawn in the notebook, and a histogram',
     'nbs/18_overlap.ipynb': "crops of scikit-learn's sample photograph of a flower",
     'nbs/23_split.ipynb': 'a chart of made-up group sizes',

@@ -27,7 +27,7 @@ from vegc.acquire.ingest import ingest
 
 PROGRAM = '''
 import sys
-from vegc.ingest import ingest
+from vegc.acquire.ingest import ingest
 ingest(sys.argv[1], sys.argv[2], subject='objects', allow_hosts='127.0.0.1', concurrency=4)
 '''
 
@@ -35,7 +35,12 @@ ingest(sys.argv[1], sys.argv[2], subject='objects', allow_hosts='127.0.0.1', con
 @contextlib.contextmanager
 def stopped(lists, ds, server, after, how):
     "An ingest in a process of its own, stopped after so many requests."
-    process = subprocess.Popen([sys.executable, '-c', PROGRAM, lists, ds], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, preexec_fn=hears_ctrl_c)
+    process = subprocess.Popen(
+        [sys.executable, '-c', PROGRAM, lists, ds],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        preexec_fn=hears_ctrl_c,
+    )
     try:
         while sum(server.asked.values()) < after:
             assert process.poll() is None, 'it ended by itself'
@@ -75,7 +80,10 @@ def test_six_kills_at_random_moments_of_one_ingest(tmp_path):
         urls = [server.url(f'/{i}') for i in range(360)]
         lists = write_lists(tmp_path/'lists', hat=urls[:200], cap=urls[200:])
         for n in range(6):
-            with stopped(lists, tmp_path/'ds', server, sum(server.asked.values()) + rng.randrange(2, 50), signal.SIGKILL): "It is dead."
+            with stopped(
+                lists, tmp_path / 'ds', server, sum(server.asked.values()) + rng.randrange(2, 50), signal.SIGKILL
+            ):
+                "It is dead."
             assert sum(server.asked.values()) - len(server.asked) <= 4*(n + 1)
         res = ingest(lists, tmp_path/'ds', allow_hosts='127.0.0.1')
         assert set(server.asked) == {f'/{i}' for i in range(360)} and sum(server.asked.values()) - 360 <= 4*6
@@ -105,13 +113,17 @@ def test_an_interrupted_cell_leaves_nothing_running_behind(tmp_path):
                 while sum(server.asked.values()) < 40: time.sleep(.005)
                 signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
             threading.Thread(target=press, daemon=True).start()
-            with pytest.raises(KeyboardInterrupt): ingest(lists, tmp_path/'ds', subject='objects', allow_hosts='127.0.0.1', concurrency=4)
+            with pytest.raises(KeyboardInterrupt):
+                ingest(lists, tmp_path / 'ds', subject='objects', allow_hosts='127.0.0.1', concurrency=4)
             asked = sum(server.asked.values())
             time.sleep(.3)
             assert sum(server.asked.values()) == asked < 200
             assert not [t for t in threading.enumerate() if t.name.startswith('vegc')]
             assert len(ImageDataset(tmp_path/'ds').df) >= asked - 4
-            assert ingest(lists, tmp_path/'ds', allow_hosts='127.0.0.1').counts['ok'] == 400 and sum(server.asked.values()) <= 404
+            assert (
+                ingest(lists, tmp_path / 'ds', allow_hosts='127.0.0.1').counts['ok'] == 400
+                and sum(server.asked.values()) <= 404
+            )
     finally: signal.signal(signal.SIGINT, before)
 
 
@@ -128,13 +140,15 @@ def test_a_full_disk_stops_with_a_sentence_and_keeps_what_was_done(tmp_path, mon
     written, real = [], os.replace
     def full(src, path):
         written.append(path)
-        if 'images' in pathlib.Path(path).parts and len(written) > 20: raise OSError(errno.ENOSPC, 'No space left on device')
+        if 'images' in pathlib.Path(path).parts and len(written) > 20:
+            raise OSError(errno.ENOSPC, 'No space left on device')
         return real(src, path)
     with FaultServer() as server:
         lists = write_lists(tmp_path/'lists', a=[server.url(f'/{i}') for i in range(40)])
         ImageDataset(tmp_path/'ds', subject='objects')
         monkeypatch.setattr(os, 'replace', full)
-        with pytest.raises(DiskFullError, match='disk is full'): ingest(lists, tmp_path/'ds', allow_hosts='127.0.0.1', concurrency=4)
+        with pytest.raises(DiskFullError, match='disk is full'):
+            ingest(lists, tmp_path / 'ds', allow_hosts='127.0.0.1', concurrency=4)
         monkeypatch.undo()
         kept = ImageDataset(tmp_path/'ds').df
         assert 10 <= len(kept) <= 20 and set(kept.status) == {'ok'}
@@ -148,8 +162,8 @@ def test_after_a_power_cut_pictures_are_read_again_and_half_ones_fetched_anew(tm
         lists = write_lists(tmp_path/'lists', a=[server.url(f'/{i}') for i in range(6)])
         ds = ingest(lists, tmp_path/'ds', subject='objects', allow_hosts='127.0.0.1').dataset
         rows = ds.df.to_dict('records')
-        ds.manifest_path.unlink()  # the power went off: rows in the journal, some bytes not on the disk
-        journal = Journal(ds.journal_path)
+        (ds.path/'manifest.parquet').unlink()  # the power went off: rows in the journal, some bytes not on the disk
+        journal = Journal((ds.path/'journal.jsonl'))
         for r in rows[:5]: journal.add({k: v for k, v in r.items() if not pd.isna(v)})
         (ds.path/rows[0]['path']).write_bytes(bytes(rows[0]['bytes']))
         (ds.path/rows[1]['path']).write_bytes(b'')
@@ -161,12 +175,13 @@ def test_after_a_power_cut_pictures_are_read_again_and_half_ones_fetched_anew(tm
 
 def test_of_two_lines_about_a_row_the_later_counts_and_a_torn_one_does_not(tmp_path):
     ds = ImageDataset(tmp_path/'ds', subject='objects')
-    journal = Journal(ds.journal_path)
-    for key, status in (('a', 'failed'), ('b', 'ok'), ('a', 'ok'), ('c', 'failed')): journal.add(dict(key=key, url=f'u{key}', given_label='x', status=status, rank='7'))
+    journal = Journal((ds.path/'journal.jsonl'))
+    for key, status in (('a', 'failed'), ('b', 'ok'), ('a', 'ok'), ('c', 'failed')):
+        journal.add(dict(key=key, url=f'u{key}', given_label='x', status=status, rank='7'))
     journal.close()
-    with open(ds.journal_path, 'ab') as f: f.write(b'{"key": "b", "url": "ub", "sta')
+    with open((ds.path/'journal.jsonl'), 'ab') as f: f.write(b'{"key": "b", "url": "ub", "sta')
     assert ds.df[['key', 'status', 'rank']].values.tolist() == [['b', 'ok', 7], ['a', 'ok', 7], ['c', 'failed', 7]]
-    ds.journal_path.write_bytes(ds.journal_path.read_bytes() + b'\n')
+    (ds.path/'journal.jsonl').write_bytes((ds.path/'journal.jsonl').read_bytes() + b'\n')
     with pytest.raises(DatasetError, match='Line 5'): _ = ds.df
 
 
@@ -201,21 +216,23 @@ def test_the_memory_holds_no_more_pictures_than_are_in_flight(tmp_path, monkeypa
         time.sleep(.01)
         try: return real(*args)
         finally: inside.pop()
-    monkeypatch.setattr(vegc.ingest, 'store', counted)
+    monkeypatch.setattr(vegc.acquire.ingest, 'store', counted)
     with FaultServer() as server:
         lists = write_lists(tmp_path/'lists', a=[server.url(f'/{i}') for i in range(60)])
         ahead, answer = [], server.picture
         server.picture = lambda raw, **kw: (ahead.append(sum(server.asked.values()) - len(most)), answer(raw, **kw))[1]
-        assert ingest(lists, tmp_path/'ds', subject='objects', allow_hosts='127.0.0.1', concurrency=6).counts['ok'] == 60
+        assert (
+            ingest(lists, tmp_path / 'ds', subject='objects', allow_hosts='127.0.0.1', concurrency=6).counts['ok'] == 60
+        )
     assert max(ahead) <= 6
 
 
 MEMORY = '''
 import sys
 from pathlib import Path
-from vegc.ingest import ingest
+from vegc.acquire.ingest import ingest
 res = ingest(sys.argv[1], sys.argv[2], subject='objects', max_failures=1)
-peak = int(Path('/proc/self/status').read_text().split('VmHWM:')[1].split()[0])  # ru_maxrss begins with that of the parent
+peak = int(Path('/proc/self/status').read_text().split('VmHWM:')[1].split()[0])  # ru_maxrss: the parent's too
 print(peak*1024, res.dataset.df.memory_usage(deep=True).sum())
 '''
 
@@ -224,8 +241,15 @@ print(peak*1024, res.dataset.df.memory_usage(deep=True).sum())
 def test_memory_grows_by_the_table_and_by_little_more(tmp_path):
     found = []
     for n in (1000, 41_000):
-        lists = write_lists(tmp_path/f'lists{n}', a=[f'ftp://pictures.example/{i:0100}' for i in range(n)])  # a row each, and no request
-        done = subprocess.run([sys.executable, '-W', 'ignore', '-c', MEMORY, lists, tmp_path/f'ds{n}'], capture_output=True, text=True, check=True)
+        lists = write_lists(
+            tmp_path / f'lists{n}', a=[f'ftp://pictures.example/{i:0100}' for i in range(n)]
+        )  # a row each, and no request
+        done = subprocess.run(
+            [sys.executable, '-W', 'ignore', '-c', MEMORY, lists, tmp_path / f'ds{n}'],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
         found.append([int(v) for v in done.stdout.split()])
     (small, table), (large, larger) = found
     assert 0 < large - small - (larger - table) < 40_000*1_500, found  # bytes; 150 MB for a hundred thousand rows
@@ -233,7 +257,18 @@ def test_memory_grows_by_the_table_and_by_little_more(tmp_path):
 
 def test_a_changed_byte_of_the_manifest_is_said_and_never_read_as_another_value(tmp_path):
     rng, path = random.Random(0), tmp_path/'manifest.parquet'
-    df = manifest_frame([dict(key=rng.randbytes(8).hex(), url=f'https://example.org/{rng.randbytes(12).hex()}', given_label='ab'[i % 2], width=rng.randrange(9999), status='ok') for i in range(300)])
+    df = manifest_frame(
+        [
+            dict(
+                key=rng.randbytes(8).hex(),
+                url=f'https://example.org/{rng.randbytes(12).hex()}',
+                given_label='ab'[i % 2],
+                width=rng.randrange(9999),
+                status='ok',
+            )
+            for i in range(300)
+        ]
+    )
     write_manifest(path, df)
     whole, said, unsaid = path.read_bytes(), 0, []
     pages = len(whole) - 8 - int.from_bytes(whole[-8:-4], 'little')  # what follows is the footer and its length
@@ -258,9 +293,18 @@ def folder_of(root, **classes):
 def test_a_folder_gives_the_same_set_as_its_urls(tmp_path):
     with FaultServer() as server:
         urls = [server.url(f'/{i}') for i in range(20)]
-        got = ingest(write_lists(tmp_path/'lists', hat=urls[:12], cap=urls[8:]), tmp_path/'a', subject='objects', allow_hosts='127.0.0.1').dataset
+        got = ingest(
+            write_lists(tmp_path / 'lists', hat=urls[:12], cap=urls[8:]),
+            tmp_path / 'a',
+            subject='objects',
+            allow_hosts='127.0.0.1',
+        ).dataset
         files = {u: jpeg(zlib.crc32(u.removeprefix(server.url('')).encode())) for u in urls}
-    src = folder_of(tmp_path/'src', hat={f'{i}.jpg': files[u] for i, u in enumerate(urls[:12])}, cap={f'{i}.jpg': files[u] for i, u in enumerate(urls[8:])})
+    src = folder_of(
+        tmp_path / 'src',
+        hat={f'{i}.jpg': files[u] for i, u in enumerate(urls[:12])},
+        cap={f'{i}.jpg': files[u] for i, u in enumerate(urls[8:])},
+    )
     before = {p: p.read_bytes() for p in src.rglob('*.jpg')}
     added = add(src, tmp_path/'b', subject='objects').dataset
     key = lambda ds: sorted(zip(ds.df.given_label, ds.df.sha256, ds.df.status, strict=True))  # noqa: E731
@@ -270,18 +314,32 @@ def test_a_folder_gives_the_same_set_as_its_urls(tmp_path):
 
 
 def test_files_that_are_no_pictures_get_a_row_and_other_folders_go_on(tmp_path):
-    src = folder_of(tmp_path/'one', hat={'1.jpg': jpeg(1), 'deep/2.jpg': jpeg(2), 'notes.txt': b'hello', '.hidden': b'x'}, cap={'1.jpg': jpeg(3)})
+    src = folder_of(
+        tmp_path / 'one',
+        hat={'1.jpg': jpeg(1), 'deep/2.jpg': jpeg(2), 'notes.txt': b'hello', '.hidden': b'x'},
+        cap={'1.jpg': jpeg(3)},
+    )
     (src/'LICENSE').write_text('x')
-    assert add(src, tmp_path/'ds', subject='objects').reasons == [dict(reason='not_image', count=1, example='hat/notes.txt')]
+    assert add(src, tmp_path / 'ds', subject='objects').reasons == [
+        dict(reason='not_image', count=1, example='hat/notes.txt')
+    ]
     more = folder_of(tmp_path/'two', hat={'1.jpg': jpeg(4)})  # another picture of the same name
     ds = add(more, tmp_path/'ds').dataset
     assert len(ds.df) == 5 and len(ds.images) == 4 and ds.df.key.is_unique
 
 
 def test_given_splits_are_kept_from_folders_and_from_a_csv(tmp_path):
-    src = folder_of(tmp_path/'src', **{f'{s}/{c}': {f'{i}.jpg': jpeg(n*10 + i) for i in range(2)} for n, (s, c) in enumerate((s, c) for s in ('train', 'val') for c in 'ab')})
+    src = folder_of(
+        tmp_path / 'src',
+        **{
+            f'{s}/{c}': {f'{i}.jpg': jpeg(n * 10 + i) for i in range(2)}
+            for n, (s, c) in enumerate((s, c) for s in ('train', 'val') for c in 'ab')
+        },
+    )
     df = add(src, tmp_path/'ds', subject='objects').dataset.df
-    assert sorted(zip(df.given_label, df.source_split, strict=True)) == sorted([(c, s) for s in ('train', 'valid') for c in 'ab']*2)
+    assert sorted(zip(df.given_label, df.source_split, strict=True)) == sorted(
+        [(c, s) for s in ('train', 'valid') for c in 'ab'] * 2
+    )
     (src/'labels.csv').write_text('path,label,split\ntrain/a/0.jpg,x,train\nval/b/1.jpg,y,test\nnowhere.jpg,y,\n')
     df = add(src/'labels.csv', tmp_path/'ds2', subject='objects').dataset.df
     assert list(zip(df.url, df.given_label, df.status, df.source_split.fillna(''), strict=True)) == [
@@ -289,7 +347,10 @@ def test_given_splits_are_kept_from_folders_and_from_a_csv(tmp_path):
 
 
 def test_what_cannot_be_added_is_said_in_a_sentence(tmp_path):
-    for error, match, make in ((UsageError, 'does not exist', lambda p: p/'nothing'), (DatasetError, 'no class folders', lambda p: folder_of(p/'e', x={}) or p/'e'),):
+    for error, match, make in (
+        (UsageError, 'does not exist', lambda p: p / 'nothing'),
+        (DatasetError, 'no class folders', lambda p: folder_of(p / 'e', x={}) or p / 'e'),
+    ):
         (tmp_path/'e').mkdir(exist_ok=True)
         with pytest.raises(error, match=match): add(make(tmp_path), tmp_path/'ds', subject='objects')
     (tmp_path/'web.csv').write_text('path,label\nhttps://example.org/a.jpg,x\n')

@@ -51,8 +51,20 @@ def trained(tmp_path_factory):
             path = ds.path / f'images/{label}/{i:03}.png'
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray((digits.images[i] * 15.9).astype(np.uint8)).convert('RGB').resize((48, 48)).save(path)
-            run.add(dict(key=str(i), url=str(i), given_label=label, status='ok', path=str(path.relative_to(ds.path)), width=48, height=48,
-                         sha256=sha256_hex(path.read_bytes()), split=['train', 'train', 'valid', 'train', 'test'][i % 5], duplicate_group=f'g{i}'))
+            run.add(
+                dict(
+                    key=str(i),
+                    url=str(i),
+                    given_label=label,
+                    status='ok',
+                    path=str(path.relative_to(ds.path)),
+                    width=48,
+                    height=48,
+                    sha256=sha256_hex(path.read_bytes()),
+                    split=['train', 'train', 'valid', 'train', 'test'][i % 5],
+                    duplicate_group=f'g{i}',
+                )
+            )
     train(ds, arch='efficientnet_lite0', size=48, bs=32, epochs=(3, 1), stage='raw')
     find_issues(ds, stage='raw')
     return ds
@@ -71,29 +83,64 @@ def test_the_recipe_of_splitting_again_is_refused(copy):
     held = copy.images[copy.images.split.isin(['valid', 'test'])]
     n = int(held.sha256.isin(seen).sum())
     assert n > 0
-    for attempt in (lambda: load_stage(copy, 'raw'), lambda: train(copy, arch='efficientnet_lite0', start='raw', stage='again', epochs=(0, 1))):
+    for attempt in (
+        lambda: load_stage(copy, 'raw'),
+        lambda: train(copy, arch='efficientnet_lite0', start='raw', stage='again', epochs=(0, 1)),
+    ):
         with pytest.raises(LeakError, match=f'trained on {n} of the {len(held)} pictures'): attempt()
     for part in ('valid', 'test'):
         with pytest.raises(LeakError): evaluate(copy, 'raw', part)
 
 
 def test_the_whole_recipe_on_the_command_line_is_refused(copy, tmp_path):
-    "First stage, clean all pictures whatever their split, split what is left with the same seed as ever, start the second stage from the old weights."
+    """First stage, clean all pictures whatever their split, split what is left with the same seed as ever,
+    start the second stage from the old weights."""
     worst = find_issues(copy, stage='raw').path[:12]
-    (tmp_path / 'd.csv').write_text('path,action,label,who,why\n' + ''.join(f'{p},{"relabel,digit 0" if i % 3 else "exclude,"},ana,by hand\n' for i, p in enumerate(worst)))
+    (tmp_path / 'd.csv').write_text(
+        'path,action,label,who,why\n'
+        + ''.join(f'{p},{"relabel,digit 0" if i % 3 else "exclude,"},ana,by hand\n' for i, p in enumerate(worst))
+    )
     vegc = lambda *args: CliRunner().invoke(app, list(map(str, args)))  # noqa: E731
-    for args in (('clean', copy.path, '--decisions', tmp_path / 'd.csv'), ('split', copy.path, '--seed', 42, '--reassign')): assert vegc(*args).exit_code == 0, args
+    for args in (
+        ('clean', copy.path, '--decisions', tmp_path / 'd.csv'),
+        ('split', copy.path, '--seed', 42, '--reassign'),
+    ):
+        assert vegc(*args).exit_code == 0, args
     seen, held = set(stage_info(copy, 'raw').trained_on), copy.images[copy.images.split.isin(['valid', 'test'])]
     held = held[held.path.isin(copy.labels.path)]  # what was excluded is judged by nobody
     n, before = int(held.sha256.isin(seen).sum()), sorted((copy.path / 'models').iterdir())
     assert n > 0 and len(copy.labels) < len(copy.images)
-    for args in (('train', copy.path, '--arch', 'efficientnet_lite0', '--size', 48, '--start', 'raw', '--stage', 'stage-2', '--epochs', '0,1'),
-                 ('train', copy.path, '--arch', 'efficientnet_lite0', '--size', 48, '--start', 'raw-1', '--stage', 'stage-2'), ('evaluate', copy.path, '--stage', 'raw')):
+    for args in (
+        (
+            'train',
+            copy.path,
+            '--arch',
+            'efficientnet_lite0',
+            '--size',
+            48,
+            '--start',
+            'raw',
+            '--stage',
+            'stage-2',
+            '--epochs',
+            '0,1',
+        ),
+        ('train', copy.path, '--arch', 'efficientnet_lite0', '--size', 48, '--start', 'raw-1', '--stage', 'stage-2'),
+        ('evaluate', copy.path, '--stage', 'raw'),
+    ):
         done = vegc(*args)
-        assert done.exit_code == 1 and re.search(r'trained on \d+ of the \d+ pictures that are now in .*Train anew on these splits', done.stderr.replace('\n', ' ')), done.stderr
+        assert done.exit_code == 1 and re.search(
+            r'trained on \d+ of the \d+ pictures that are now in .*Train anew on these splits',
+            done.stderr.replace('\n', ' '),
+        ), done.stderr
         if args[0] == 'train': assert f'trained on {n} of the {len(held)} pictures' in done.stderr
     assert sorted((copy.path / 'models').iterdir()) == before
-    assert vegc('train', copy.path, '--arch', 'efficientnet_lite0', '--size', 48, '--stage', 'anew', '--epochs', '1,0').exit_code == 0, 'what the message says to do'
+    assert (
+        vegc(
+            'train', copy.path, '--arch', 'efficientnet_lite0', '--size', 48, '--stage', 'anew', '--epochs', '1,0'
+        ).exit_code
+        == 0
+    ), 'what the message says to do'
 
 
 def test_a_copy_of_a_training_picture_leaks_too(copy):
@@ -106,7 +153,8 @@ def test_a_copy_of_a_training_picture_leaks_too(copy):
 
 
 def test_a_stage_remembers_what_the_one_before_was_trained_on(copy):
-    "The second stage starts from the first and leaves a picture out; what its weights know of that picture they still know."
+    """The second stage starts from the first and leaves a picture out;
+    what its weights know of that picture they still know."""
     path = copy.images.path[copy.images.split == 'train'].iloc[0]
     (copy.path / 'd.csv').write_text(f'path,action,label,who,why\n{path},exclude,,ana,looked\n')
     clean(copy, decisions=copy.path / 'd.csv')
@@ -121,20 +169,29 @@ def test_a_stage_remembers_what_the_one_before_was_trained_on(copy):
 def test_cleaning_changes_no_split(copy):
     before = copy.images.set_index('path').split
     session = Session(copy, test=True)
-    for i, path in enumerate(session.items.path[:20]): session.decide(path, ['exclude', 'keep', 'relabel'][i % 3], 'digit 0' if i % 3 == 2 else '')
+    for i, path in enumerate(session.items.path[:20]):
+        session.decide(path, ['exclude', 'keep', 'relabel'][i % 3], 'digit 0' if i % 3 == 2 else '')
     session.close()
     split(copy)
     assert copy.images.set_index('path').split.equals(before)
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.lists(st.tuples(st.integers(0, 7), st.sampled_from('ab'), st.integers(0, 3)), min_size=3, max_size=60), st.integers(0, 10))
+@given(
+    st.lists(st.tuples(st.integers(0, 7), st.sampled_from('ab'), st.integers(0, 3)), min_size=3, max_size=60),
+    st.integers(0, 10),
+)
 def test_assigned_splits_stay_whatever_comes(steps, seed):
     "Pictures come in any order and link to others in any way: no stored split changes, no group straddles."
     frame = pd.DataFrame(columns=['path', 'given_label', 'split', 'duplicate_group', 'sha256'])
     numbers, shares = np.zeros(0, int), np.array([.6, .2, .2])
     for k, (link, label, count) in enumerate(steps):
-        new = pd.DataFrame([dict(path=f'{k}-{j}', given_label=label, split=None, duplicate_group=None, sha256=f'{k}-{j}') for j in range(count + 1)])
+        new = pd.DataFrame(
+            [
+                dict(path=f'{k}-{j}', given_label=label, split=None, duplicate_group=None, sha256=f'{k}-{j}')
+                for j in range(count + 1)
+            ]
+        )
         frame = pd.concat([frame, new], ignore_index=True).astype(object).where(lambda x: x.notna(), None)
         # link 0–3: the new pictures are copies of an earlier group; otherwise groups of their own
         fresh = np.arange(len(new)) + 1000 * (k + 1)
@@ -196,7 +253,10 @@ def test_a_relabel_changes_what_is_trained_and_judged(copy):
     (copy.path / 'd.csv').write_text(f'path,action,label,who,why\n{path},relabel,digit 3,ana,looked\n')
     clean(copy, decisions=copy.path / 'd.csv')
     table = predictions(copy, 'raw', 'test').set_index('path')
-    assert table.label[path] == 'digit 3' and predictions(copy, 'raw', 'test', labels='given').set_index('path').label[path] == table.given_label[path]
+    assert (
+        table.label[path] == 'digit 3'
+        and predictions(copy, 'raw', 'test', labels='given').set_index('path').label[path] == table.given_label[path]
+    )
     both = compare(copy, 'raw-1', 'raw', 'test')
     assert both.n == both.on_corrected.n == len(table)
     assert both.low <= both.difference <= both.high and both.sentence
@@ -221,8 +281,17 @@ def test_issues_without_a_list_say_which_call_makes_them(copy):
 
 
 def test_rule_decisions_need_a_probable_other_label():
-    row = dict(path='p', split='train', issue_types='label', predicted_label='b', confidence=.8, label_score=.1, outlier=.2)
-    issues = pd.DataFrame([row, row | dict(path='q', split='test'), row | dict(path='r', confidence=.5), row | dict(path='s', issue_types='blank')])
+    row = dict(
+        path='p', split='train', issue_types='label', predicted_label='b', confidence=0.8, label_score=0.1, outlier=0.2
+    )
+    issues = pd.DataFrame(
+        [
+            row,
+            row | dict(path='q', split='test'),
+            row | dict(path='r', confidence=0.5),
+            row | dict(path='s', issue_types='blank'),
+        ]
+    )
     assert [(r['path'], r['action']) for r in rule_decisions(issues, .7)] == [('p', 'relabel'), ('s', 'exclude')]
 
 
@@ -232,7 +301,8 @@ allowed = {{'torch', 'numpy', 'PIL', 'safetensors', 'vegc'}}
 class Refuse:
     "Nothing that a bare environment would lack can be imported from here on."
     def find_spec(self, name, path=None, target=None):
-        if name.split('.')[0] in {{'fastai', 'fastcore', 'torchvision', 'timm', 'pandas', 'scipy', 'sklearn', 'matplotlib', 'tqdm', 'aiohttp', 'filelock', 'pyarrow'}}:
+        if name.split('.')[0] in {{'fastai', 'fastcore', 'torchvision', 'timm', 'pandas', 'scipy', 'sklearn',
+                                  'matplotlib', 'tqdm', 'aiohttp', 'filelock', 'pyarrow'}}:
             raise ModuleNotFoundError(name)
 sys.meta_path.insert(0, Refuse())
 import json
@@ -245,7 +315,12 @@ def test_a_bare_environment_predicts_the_same_from_bytes(trained, tmp_path):
     file = export(trained, 'raw', tmp_path / 'digits.safetensors')
     table = predictions(trained, 'raw', 'valid')
     paths = [str(trained.path / p) for p in table.path[:12]]
-    out = subprocess.run([sys.executable, '-W', 'ignore', '-c', BARE.format(file=str(file), paths=paths)], capture_output=True, text=True, cwd=tmp_path)
+    out = subprocess.run(
+        [sys.executable, '-W', 'ignore', '-c', BARE.format(file=str(file), paths=paths)],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+    )
     assert out.returncode == 0, out.stderr
     told = json.loads(out.stdout)
     cols = [c for c in table if c.startswith('p_')]

@@ -1,4 +1,6 @@
-"""Past one machine: the same manifest from a cluster of two nodes, host limits kept without a word between shards, a killed worker loses nothing."""
+"""Past one machine: the same manifest from a cluster of two nodes.
+
+Host limits are kept without a word between shards, a killed worker loses nothing."""
 import os
 import signal
 import threading
@@ -22,7 +24,10 @@ def cluster():
     "Two nodes of one processor each, on this machine."
     ray = pytest.importorskip('ray') if not os.environ.get('CI') else __import__('ray')
     from ray.cluster_utils import Cluster
-    nodes = Cluster(initialize_head=True, head_node_args=dict(num_cpus=1, include_dashboard=False, object_store_memory=10**8))
+
+    nodes = Cluster(
+        initialize_head=True, head_node_args=dict(num_cpus=1, include_dashboard=False, object_store_memory=10**8)
+    )
     nodes.add_node(num_cpus=1, object_store_memory=10**8)
     ray.init(address=nodes.address, log_to_driver=False, logging_level='error')
     try: yield nodes
@@ -37,7 +42,7 @@ def kill_one_worker_when(server, after, killed):
         time.sleep(.01)
         if sum(server.asked.values()) < after: continue
         for p in psutil.Process().children(recursive=True):
-            try: busy = any('_fill_shard' in c for c in p.cmdline())
+            try: busy = any('fill_shard' in c for c in p.cmdline())
             except psutil.Error: continue
             if busy and not killed:
                 p.send_signal(signal.SIGKILL)
@@ -52,7 +57,9 @@ def test_two_nodes_give_the_manifest_of_one_though_a_worker_is_killed(cluster, t
     for s in servers: s.__enter__()
     try:
         urls = {name: [s.url(f'/{name}{i}') for i in range(30) for s in servers] for name in ('hat', 'cap')}
-        urls['hat'] += [s.url(p) for s in servers for p in ('/status/404', '/no/1', '/gone-picture', '/cap0', '/once-503/a')] + ['data:,x']
+        urls['hat'] += [
+            s.url(p) for s in servers for p in ('/status/404', '/no/1', '/gone-picture', '/cap0', '/once-503/a')
+        ] + ['data:,x']
         lists, killed = write_lists(tmp_path/'lists', **urls), []
         watch = threading.Thread(target=kill_one_worker_when, args=(servers[0], 12, killed), daemon=True)
         watch.start()
@@ -77,7 +84,9 @@ def test_two_nodes_give_the_manifest_of_one_though_a_worker_is_killed(cluster, t
 
 def test_what_a_stopped_run_left_in_its_shards_is_taken_over(cluster, tmp_path):
     with FaultServer() as server:
-        lists = write_lists(tmp_path/'lists', a=[server.url(f'/{i}') for i in range(12)], b=[server.url(f'/b{i}') for i in range(6)])
+        lists = write_lists(
+            tmp_path / 'lists', a=[server.url(f'/{i}') for i in range(12)], b=[server.url(f'/b{i}') for i in range(6)]
+        )
         ds = ImageDataset(tmp_path/'ds', subject='objects')
         write_lists(tmp_path/'some', a=[server.url(f'/{i}') for i in range(7)])
         ingest(tmp_path/'some', ds.path/'shards'/'00099', on_conflict='all', **KW)

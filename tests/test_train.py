@@ -15,19 +15,21 @@ from PIL import Image
 
 import vegc.training.fit
 from vegc.cleaning.clean import clean
-from vegc.core import sha256_hex
-from vegc.training.loaders import dataloaders, items
-from vegc.data.dataset import ImageDataset
-from vegc.features.backbones import weights_hash
-from vegc.training.stages import stage_info
-from vegc.training.fit import enough_steps, fit_body, fit_head, overfit_since
+from vegc.core import DatasetError, UsageError, sha256_hex
+from vegc.data.dataset import ImageDataset, snapshot
+from vegc.data.folder import Gone
+from vegc.features.backbones import image_body, weights_hash
+from vegc.training.fit import enough_steps, fit_body, fit_head, head_learner, overfit_since
 from vegc.training.learner import image_learner
-from vegc.training.train import train
+from vegc.training.loaders import dataloaders
+from vegc.training.probes import first_of_chain, out_of_fold, unlearned_body
+from vegc.training.stages import load_model, stage_info, stages, trained_on
+from vegc.training.train import load_stage, train
 
 SPAWNED = '''
 import json, multiprocessing, sys
 import torch
-from vegc.data import dataloaders
+from vegc.training.loaders import dataloaders
 
 if __name__ == '__main__':
     multiprocessing.set_start_method('spawn')
@@ -52,16 +54,19 @@ def squares(tmp_path_factory):
             path = ds.path/f'images/{label}/{i}.png'
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(pixels).save(path)
-            run.add(dict(key=str(i), url=str(i), given_label=label, status='ok', path=f'images/{label}/{i}.png', sha256=sha256_hex(path.read_bytes()),
-                         split='train' if i < 40 else 'valid' if i < 50 else 'test'))
+            part = 'train' if i < 40 else 'valid' if i < 50 else 'test'
+            run.add(dict(key=str(i), url=str(i), given_label=label, status='ok', path=f'images/{label}/{i}.png',
+                         split=part, sha256=sha256_hex(path.read_bytes())))
     return ds
 
 
 @pytest.mark.parametrize('cached', [True, False])
 def test_two_runs_with_one_seed_are_the_same(squares, cached):
     def once(seed):
-        learn = train(squares, arch='efficientnet_lite0', size=48, bs=16, epochs=(2, 1), seed=seed, stage='same', cached=cached, overwrite=True)
-        for name in ('same', 'same-1'): (squares.path/'models'/name/'stage.json').unlink()  # else the second run would go on from the first part
+        how = dict(arch='efficientnet_lite0', size=48, bs=16, epochs=(2, 1), cached=cached)
+        learn = train(squares, seed=seed, stage='same', overwrite=True, **how)
+        for name in ('same', 'same-1'):  # else the second run would go on from the first part
+            (squares.path/'models'/name/'stage.json').unlink()
         return learn.info.history, weights_hash(learn.model)
     first = once(3)
     assert once(3) == first
@@ -69,7 +74,7 @@ def test_two_runs_with_one_seed_are_the_same(squares, cached):
 
 
 def test_a_checkpoint_is_read_again(squares, tmp_path):
-    "Whatever number types rates come in: else a stopped run would begin anew, with the same result and nobody the wiser."
+    "Whatever number types rates come in: else a stopped run would begin again, with the same result, unnoticed."
     learn = image_learner(dataloaders(squares, 48, 16), 'efficientnet_lite0')
     learn.checkpoint = tmp_path/'unfinished.pt'
     with warnings.catch_warnings():
@@ -85,28 +90,31 @@ def test_a_checkpoint_is_read_again(squares, tmp_path):
 KILLED = '''
 import os, signal, sys
 from fastai.callback.core import Callback
-from vegc.training import train as t
+from fastai.learner import defaults
+from vegc.training.train import train
 
-class Kill(Callback):  # nobody says goodbye: the process is gone in the middle of the third epoch
+class Kill(Callback):  # nobody says goodbye: the process is gone in the middle of the third epoch of the second part
     order = 70
     def after_batch(self):
         if self.training and self.epoch == 2 and self.iter == 1: os.kill(os.getpid(), signal.SIGKILL)
 
-plain = t._fit_once
-t._fit_once = lambda learn, part, epochs, lr, cbs, patience: plain(learn, part, epochs, lr, [*cbs, *([Kill()] if part == 'unfrozen' else [])], patience)
-t.train(sys.argv[1], arch='efficientnet_lite0', size=48, bs=16, epochs=(1, 4), stage='broken')
+defaults.callbacks.append(Kill)
+train(sys.argv[1], arch='efficientnet_lite0', size=48, bs=16, epochs=(1, 4), stage='broken')
 '''
 
 
 def test_a_killed_run_goes_on_from_its_last_epoch_and_ends_where_an_unbroken_one_does(squares, tmp_path, capsys):
     script = tmp_path/'killed.py'
     script.write_text(KILLED)
-    done = subprocess.run([sys.executable, script, squares.path], capture_output=True, text=True, timeout=300, env=os.environ | {'PYTHONPATH': str(ROOT)})
-    assert done.returncode == -signal.SIGKILL and 'unfrozen 2: ' in done.stderr and 'unfrozen 3: ' not in done.stderr, done.stderr[-2000:]
+    done = subprocess.run([sys.executable, script, squares.path], capture_output=True, text=True, timeout=300,
+                          env=os.environ | {'PYTHONPATH': str(ROOT)})
+    assert done.returncode == -signal.SIGKILL, done.stderr[-2000:]
+    assert 'unfrozen 2: ' in done.stderr and 'unfrozen 3: ' not in done.stderr, done.stderr[-2000:]
     how = dict(arch='efficientnet_lite0', size=48, bs=16, epochs=(1, 4))
     train(squares, stage='broken', **how)
     said = capsys.readouterr().err
-    assert 'broken-1 is there already' in said and 'unfrozen: going on after epoch 2 of 4.' in said and said.count('unfrozen ') == 2, said
+    assert 'broken-1 is there already' in said and 'unfrozen: going on after epoch 2 of 4.' in said, said
+    assert said.count('unfrozen ') == 2, said
     train(squares, stage='unbroken', **how)
     one, other = (stage_info(squares, name) for name in ('unbroken', 'broken'))
     assert one.history == other.history and len(other.history) == 5 and one.best == other.best
@@ -116,29 +124,33 @@ def test_a_killed_run_goes_on_from_its_last_epoch_and_ends_where_an_unbroken_one
 
 @pytest.mark.parametrize('balance', ['sampling', 'oversampling', 'weights', 'focal', None])
 def test_no_way_to_balance_touches_what_is_validated_on(squares, balance):
-    "Of sixty pictures a third of one class is left out, so that there is something to balance; valid stays as it is, in order, and train sees train alone."
+    "A third of one class is left out, so that there is something to balance; valid stays as it is, in order."
     out = squares.path/'decisions.jsonl'
     try:
-        few = [p for p, part in zip(squares.images.path, squares.images.split, strict=True) if part == 'train' and '/a/' in p][:12]
-        (squares.path/'d.csv').write_text('path,action,label,who,why\n' + ''.join(f'{p},exclude,,ana,looked\n' for p in few))
+        images = squares.images
+        few = images.path[(images.split == 'train') & (images.given_label == 'a')].tolist()[:12]
+        lines = [f'{p},exclude,,ana,looked' for p in few]
+        (squares.path/'d.csv').write_text('\n'.join(['path,action,label,who,why', *lines]))
         clean(squares, decisions=squares.path/'d.csv')
-        mine = items(squares)
+        mine = squares.read().items()
         held, fit = mine[mine.split == 'valid'], mine[mine.split == 'train']
         assert fit.label.value_counts().to_dict() == {'b': 20, 'a': 8}
         learn = image_learner(dataloaders(squares, 48, 8, balance=balance, augment=False), 'efficientnet_lite0')
-        for dls in (learn.dls, vegc.training.fit._head_learner(learn, 8).dls):
+        for dls in (learn.dls, head_learner(learn, 8).dls):
             assert dls.valid.n == len(held), 'no row more, none less'
             assert torch.cat([y for _, y in dls.valid]).tolist() == [int(v == 'b') for v in held.label]
             seen = torch.cat([y for _ in range(40) for _, y in dls.train]).float().mean()
             assert abs(seen - (.5 if balance in ('sampling', 'oversampling') else 20/28)) < .06, seen
-        assert set(learn.dls.train.items.path) == set(fit.path) and set(learn.dls.valid.items.path) == set(held.path)
+        assert set(learn.dls.train.items.path) == set(fit.path)
+        assert set(learn.dls.valid.items.path) == set(held.path)
     finally: out.unlink(missing_ok=True)
 
 
 def test_loaders_work_with_processes_that_are_spawned(squares, tmp_path):
     script = tmp_path/'spawned.py'
     script.write_text(SPAWNED)
-    done = subprocess.run([sys.executable, script, squares.path], capture_output=True, text=True, env=os.environ | {'PYTHONPATH': str(ROOT), 'OMP_NUM_THREADS': '1'}, timeout=300)
+    done = subprocess.run([sys.executable, script, squares.path], capture_output=True, text=True, timeout=300,
+                          env=os.environ | {'PYTHONPATH': str(ROOT), 'OMP_NUM_THREADS': '1'})
     assert done.returncode == 0, done.stderr[-2000:]
     assert json.loads(done.stdout.splitlines()[-1]) == dict(batches=6, same=True, started='spawn')
 
@@ -147,7 +159,8 @@ def test_loaders_work_with_processes_that_are_spawned(squares, tmp_path):
 def test_recorder_knows_every_epoch(squares, how):
     learn = image_learner(dataloaders(squares, 48, 16), 'efficientnet_lite0')
     if how == 'from a stage':
-        for epochs in ((2, 0), (2, 1)): learn = train(squares, arch='efficientnet_lite0', size=48, bs=16, epochs=epochs, stage='recorded', overwrite=True)
+        how = dict(arch='efficientnet_lite0', size=48, bs=16, stage='recorded', overwrite=True)
+        for epochs in ((2, 0), (2, 1)): learn = train(squares, epochs=epochs, **how)
     else: fit_head(learn, 2, cached=how != 'through the body', bs=16)
     if how == 'both parts': fit_body(learn, 1)
     rows, rec = learn.info.history, learn.recorder
@@ -169,24 +182,24 @@ def test_batches_are_small_where_pictures_are_few(squares):
 
 
 def test_over_fitting_is_said_with_its_epoch(squares, capsys, monkeypatch):
-    import vegc.training.train
-    row = lambda e, t, v: dict(part='frozen', epoch=e, train_loss=t, valid_loss=v, accuracy=.5)  # noqa: E731
+    def row(epoch, train_loss, valid_loss):
+        return dict(part='frozen', epoch=epoch, train_loss=train_loss, valid_loss=valid_loss, accuracy=.5)
     assert overfit_since([row(1, 1., .9), row(2, .7, .6), row(3, .4, .9)]) == 2
     assert overfit_since([row(1, 1., .9), row(2, .7, .6), row(3, .8, .9)]) is None  # the training loss rose as well
-    monkeypatch.setattr(vegc.train, 'overfit_since', lambda rows: rows[0]['epoch'])
+    monkeypatch.setattr(vegc.training.fit, 'overfit_since', lambda rows: rows[0]['epoch'])
     fit_head(image_learner(dataloaders(squares, 48, 16), 'efficientnet_lite0'), 1)
     assert 'frozen: over-fitting since epoch 1' in capsys.readouterr().err
 
 
 def test_bfloat16_is_remembered(squares, monkeypatch):
-    import vegc.training.train
     seen = []
-    monkeypatch.setattr(vegc.train, 'bf16_trains', lambda *_: True)
+    monkeypatch.setattr(vegc.training.fit, 'bf16_trains', lambda *_: True)
     learn = image_learner(dataloaders(squares, 48, 16), 'efficientnet_lite0')
     learn.model[0].register_forward_hook(lambda m, x, out: seen.append((m.training, out.dtype)))
     fit_body(learn, 1)
     assert learn.info.bf16
-    if learn.dls.device.type == 'cpu': assert {(True, torch.bfloat16), (False, torch.float32)} == set(seen)  # judged in the numbers that `evaluate` prints
+    if learn.dls.device.type == 'cpu':  # judged in the numbers that `evaluate` prints
+        assert {(True, torch.bfloat16), (False, torch.float32)} == set(seen)
 
 
 def test_stage_from_before_bfloat16_still_loads(squares):
@@ -196,3 +209,122 @@ def test_stage_from_before_bfloat16_still_loads(squares):
     del told['bf16']
     file.write_text(json.dumps(told))
     assert stage_info(squares, 'old').bf16 is False
+
+
+@pytest.fixture
+def stage(squares):
+    "A stage, and what writes other things into its record."
+    how = dict(arch='small_cnn', size=28, bs=16, epochs=(0, 1))
+    train(squares, stage='told', **how, overwrite=True)
+    file = squares.path/'models/told/stage.json'
+    good = json.loads(file.read_text())
+    def tell(**fields): file.write_text(json.dumps(good | fields))
+    yield tell
+    file.unlink()
+
+
+WRONG = [
+    dict(arch=7), dict(classes='ab'), dict(classes=[]), dict(classes=['a', '../b']), dict(classes=['a', 1]),
+    dict(size=[28]), dict(size=[28, 0]), dict(size=['28', '28']), dict(history={}), dict(history=[['x']]),
+    dict(history=[dict(part='frozen')]), dict(best=dict(accuracy='high')), dict(trained_on=[1]), dict(start=['raw']),
+    dict(channels=2), dict(more='x'), dict(seed='1')]
+
+
+@pytest.mark.parametrize('fields', WRONG)
+def test_a_record_is_believed_only_as_far_as_it_is_one(squares, stage, fields):
+    stage(**fields)
+    with pytest.raises(DatasetError, match='stage.json is damaged'): stage_info(squares, 'told')
+    assert trained_on(squares.path, Gone(hashes=frozenset(['not there']))) == ['told'], 'nobody can say that it has not'
+
+
+def test_a_record_goes_by_the_name_of_its_folder(squares, stage):
+    stage(stage='../../elsewhere')
+    assert stage_info(squares, 'told').stage == 'told'
+
+
+def test_a_stage_lies_inside_the_dataset(squares, tmp_path):
+    (squares.path/'models/away').symlink_to(tmp_path)
+    try:
+        (tmp_path/'stage.json').write_text('{}')
+        for name in ('away', '../models/told', '.hidden', '', 'a/b'):
+            with pytest.raises((DatasetError, UsageError)): stage_info(squares, name)
+    finally: (squares.path/'models/away').unlink()
+
+
+BODY = '''
+from pathlib import Path
+from torch import nn
+Path(__file__).with_name('imported').touch()
+def make(): return nn.Sequential(nn.Conv2d(3, 8, 3, stride=2), nn.ReLU())
+'''
+
+
+def test_a_body_of_somebody_else_is_imported_only_for_who_names_it(squares, tmp_path, monkeypatch):
+    (tmp_path/'somebodys.py').write_text(BODY)
+    monkeypatch.syspath_prepend(tmp_path)
+    train(squares, arch='somebodys:make', size=32, bs=16, epochs=(1, 1), stage='own', weights=None, overwrite=True)
+    assert (tmp_path/'imported').exists(), 'who trains it has named it'
+    monkeypatch.delitem(sys.modules, 'somebodys')
+    (tmp_path/'imported').unlink()
+    asks = [lambda: load_model(squares.path, 'own'), lambda: load_stage(squares.path, 'own'),
+            lambda: unlearned_body(squares, 'own'), lambda: train(squares, start='own', stage='more', epochs=(0, 1))]
+    for ask in asks:
+        with pytest.raises(UsageError, match=r'trust=.somebodys:make. \(--trust somebodys:make\)'): ask()
+    assert not (tmp_path/'imported').exists()
+    load_model(snapshot(squares, trust='somebodys:make'), 'own')
+    load_stage(squares.path, 'own', trust=['somebodys:make'])
+    assert (tmp_path/'imported').exists()
+
+
+def test_a_chain_of_starts_ends_in_a_circle(squares):
+    "As after `train --start e --stage e --overwrite`, and where two stages were each trained from the other."
+    how = dict(arch='efficientnet_lite0', size=48, bs=16, epochs=(1, 0))
+    train(squares, stage='e', **how)
+    train(squares, stage='e', start='e', overwrite=True, epochs=(1, 0))
+    info, body = unlearned_body(squares, 'e')
+    assert info.start == 'e' and weights_hash(body) == weights_hash(image_body('efficientnet_lite0'))
+    train(squares, stage='f', start='e', epochs=(1, 0))
+    train(squares, stage='e', start='f', overwrite=True, epochs=(1, 0))
+    assert (first_of_chain(squares, 'e').stage, first_of_chain(squares, 'f').stage) == ('f', 'e')
+
+
+def test_the_unlearned_body_is_not_that_of_another_run_with_the_same_name(squares):
+    "A first part of another architecture may still lie beside a stage that was trained from scratch, or otherwise."
+    train(squares, stage='two', arch='efficientnet_lite0', size=48, bs=16, epochs=(1, 0))
+    file = squares.path/'models/two/stage.json'
+    file.write_text(json.dumps(json.loads(file.read_text()) | dict(recipe='another', history=[
+        dict(part='unfrozen', epoch=1, train_loss=1., valid_loss=1., accuracy=.5)])))
+    weights = squares.path/'models/two-1/weights.safetensors'
+    weights.write_bytes(b'not asked')
+    assert weights_hash(unlearned_body(squares, 'two')[1]) == weights_hash(image_body('efficientnet_lite0'))
+
+
+def test_training_deals_what_has_no_split_and_loaders_do_not(tmp_path, capsys):
+    ds = ImageDataset(tmp_path/'new', subject='other')
+    rng = np.random.default_rng(1)
+    with ds.run() as run:
+        for i in range(30):
+            name = f'images/{"ab"[i % 2]}/{i}.png'
+            (ds.path/name).parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(rng.integers(0, 255, (32, 32, 3), dtype=np.uint8)).save(ds.path/name)
+            run.add(dict(key=str(i), url=str(i), given_label='ab'[i % 2], status='ok', path=name, width=32, height=32,
+                         sha256=sha256_hex((ds.path/name).read_bytes())))
+    with pytest.raises(DatasetError, match='has no splits yet'): dataloaders(ds, 32)
+    assert ds.images.split.isna().all()
+    learn = train(ds, arch='efficientnet_lite0', size=32, epochs=(1, 0))
+    assert '30 images had no split; now there are train ' in capsys.readouterr().err
+    assert ds.images.split.notna().all() and sum(learn.info.counts.values()) == 30
+    assert len([*ds.path.glob('features/*.safetensors')]) == 1, 'the body looked once, for splits and for its head'
+    train(ds, arch='small_cnn', size=28, epochs=(0, 1), stage='again')
+    assert 'had no split' not in capsys.readouterr().err
+    assert stages(ds) == ['again', 'raw', 'raw-1']
+
+
+def test_out_of_fold_where_groups_are_few():
+    x, labels = np.random.default_rng(0).normal(size=(12, 8)), np.array([0]*6 + [1]*4 + [2, -1])
+    groups = np.array([0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5])
+    p = out_of_fold(x, labels, groups)
+    assert np.allclose(p.sum(1), 1) and p[10, 2] == 0, 'a class of one group is unknown to whoever judges it'
+    assert np.array_equal(p, out_of_fold(x, labels, groups))
+    with pytest.raises(DatasetError, match='duplicates of one another'): out_of_fold(x, labels, np.zeros(12))
+    with pytest.raises(DatasetError, match='One class alone'): out_of_fold(x, np.zeros(12, int), groups)

@@ -1,8 +1,12 @@
-"""Near copies planted among photographs, as they go around: resized, recompressed, cropped, brightened, mirrored.
+"""Near-duplicates planted among photographs, as they go around: resized, recompressed, cropped, brightened, mirrored.
 
     from planting import plant_near_copies
+<<<<<<< HEAD
     # a table of what was planted; `out` is a folder a class, ready for `vegc add`
     plant_near_copies(photos, out, seed=0)
+=======
+    plant_near_copies(photos, out, seed=0)   # a table of what was planted; `out` is a folder a class, for `vegc add`
+>>>>>>> main
     python nbs/bench/planting.py PHOTOS OUT [--n 153] [--seed 0] [--each 1]
 
 PHOTOS is a folder a class, or a list of files. An original is never written to; its copy is
@@ -18,13 +22,17 @@ CHANGES = ('resized', 'recompressed', 'cropped', 'brightened', 'mirrored')
 
 
 def photographs(folder):
-    "The pictures of a folder a class, sorted."
+    "The images of a folder a class, sorted."
     return sorted(p for p in Path(folder).glob('*/*') if p.suffix.lower() in ('.jpg', '.jpeg', '.png'))
 
 
 def changed(im, how, rng):
+<<<<<<< HEAD
     """To 45–80 % of its size; to 75–92 % of each side, from anywhere; brighter by a fifth to a half. Recompressing is
     done in saving."""
+=======
+    "To 45–80 % of its size; to 75–92 % of each side; brighter by 20–50 %. Recompressing is done in saving."
+>>>>>>> main
     if how == 'resized':
         s = rng.uniform(.45, .8)
         return im.resize((round(im.width*s), round(im.height*s)), Image.Resampling.LANCZOS)
@@ -38,7 +46,7 @@ def changed(im, how, rng):
 
 
 def plant_near_copies(
-    photos,           # a folder a class, or paths of pictures whose folder is their class
+    photos,           # a folder a class, or paths of images whose folder is their class
     out,              # new files go to out/<class>/
     seed=0,
     n=153,            # photographs that get a copy
@@ -46,7 +54,7 @@ def plant_near_copies(
     each=1,           # copies of each, every one changed in another way; at most 5
     changes=CHANGES,
 ):                    # original, copy (paths), label, change: one row a copy
-    "Write near copies of n photographs, the ways in turn. The same seed gives the same copies."
+    "Write near-duplicates of n photographs, the ways in turn. The same seed gives the same copies."
     files = photographs(photos) if isinstance(photos, (str, Path)) else [Path(p) for p in photos]
     rng, rows = np.random.default_rng(seed), []
     for k, i in enumerate(rng.permutation(len(files))[:n]):
@@ -63,7 +71,11 @@ if __name__ == '__main__':
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('photos')
     parser.add_argument('out')
+<<<<<<< HEAD
     for name, default in (('n', 153), ('seed', 0), ('each', 1)):
+=======
+    for name, default in dict(n=153, seed=0, each=1).items():
+>>>>>>> main
         parser.add_argument(f'--{name}', type=int, default=default)
     args = parser.parse_args()
     print(plant_near_copies(args.photos, args.out, args.seed, args.n, each=args.each).change.value_counts().to_string())

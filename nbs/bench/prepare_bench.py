@@ -37,15 +37,12 @@ def steps(photos, n=150):
     files = sorted(p for p in Path(photos).glob('*/*') if p.suffix.lower() in ('.jpg', '.jpeg'))
     data = [p.read_bytes() for p in random.Random(0).sample(files, min(n, len(files)))]
     full = [Image.open(io.BytesIO(d)).convert('RGB') for d in data]
-    small = [images._resize(im, images._shrunk(im.size, 500)) for im in full]
-    table = dict(
-        decode=(lambda d: images._decode(d, images._open(d), images._jpeg_parts(d)), data),
-        resize=(lambda im: images._resize(im, images._shrunk(im.size, 500)), full),
-        encode=(lambda im: images._encode(im, False), small),
-        phash=(images.phash, small),
-        sha256=(sha256_hex, data),
-        prepare=(images.prepare, data),
-    )
+    small = [images.resized(im, images.fit_within(im.size, 500)) for im in full]
+    def decode(d): return images.decode(d, images.open_image(d), images.jpeg_parts(d))
+    def resize(im): return images.resized(im, images.fit_within(im.size, 500))
+    def encode(im): return images.encode(im, False)
+    table = dict(decode=(decode, data), resize=(resize, full), encode=(encode, small), phash=(images.phash, small),
+                 sha256=(sha256_hex, data), prepare=(images.prepare, data))
     res = []
     for name, (step, what) in table.items():
         one, two = seconds(step, what, 1), seconds(step, what, 2)

@@ -1,12 +1,12 @@
 // The grid of ImageCleaner. It knows nothing of files: it asks the kernel for a page, paints a decision at once
-// and marks it as unconfirmed until the kernel says that it is on the disk. Pictures come as bytes of a message
+// and marks it as unconfirmed until the kernel says that it is on the disk. Images come as bytes of a message
 // and live in this page only; nothing of them is part of the widget's state, so none is saved with the notebook.
 
 const KEYS = [
-  ['k', 'keep: the label is right'], ['x  or  Delete', 'exclude: leave the picture out'], ['s', 'accept the suggested label'],
-  ['r', 'relabel: choose a class'], ['w', 'write down why'], ['b', 'copies: keep the best, exclude the others'], ['Shift+K', 'keep the rest of the page'],
+  ['k', 'keep: the label is right'], ['x  or  Delete', 'exclude: leave the image out'], ['s', 'accept the suggested label'],
+  ['r', 'relabel: choose a class'], ['w', 'write down why'], ['b', 'duplicates: keep the best, exclude the others'], ['Shift+K', 'keep the rest of the page'],
   ['u  or  Ctrl+Z', 'undo'], ['Shift+U  or  Ctrl+Y', 'redo'], ['← ↑ ↓ →  Home  End', 'move'], ['Shift+arrow', 'select along the way'],
-  ['Space', 'select or not'], ['Ctrl+A  /  Esc', 'select all / none'], ['Enter  or  z', 'larger picture'], ['n  or  PageDown', 'next page'],
+  ['Space', 'select or not'], ['Ctrl+A  /  Esc', 'select all / none'], ['Enter  or  z', 'larger image'], ['n  or  PageDown', 'next page'],
   ['p  or  PageUp', 'page before'], ['?', 'these keys'],
 ];
 const DONE = { keep: 'kept', exclude: 'excluded', relabel: 'relabelled' };
@@ -66,7 +66,7 @@ class Cleaner {
     this.meter = h('progress', { max: 1, value: 0, 'aria-label': 'decided' });
     this.alert = h('div', { class: 'alert', role: 'alert', hidden: true });
     this.where = h('span', { class: 'where' });
-    this.grid = h('div', { class: 'grid', role: 'listbox', 'aria-multiselectable': 'true', 'aria-label': 'Pictures that need a look, worst first', tabindex: '0', id: this.uid });
+    this.grid = h('div', { class: 'grid', role: 'listbox', 'aria-multiselectable': 'true', 'aria-label': 'Images that need a look, worst first', tabindex: '0', id: this.uid });
     this.help = h('div', { class: 'help', hidden: true, role: 'note', 'aria-label': 'Keys' },
       ...KEYS.flatMap(([k, what]) => [h('kbd', {}, k), h('span', {}, what)]));
     this.buttons = {
@@ -74,7 +74,7 @@ class Cleaner {
       exclude: button('Exclude', 'x', () => this.decide('exclude')),
       accept: button('Accept suggestion', 's', () => this.accept(), 'Relabel as suggested'),
       relabel: button('Relabel…', 'r', () => this.choose()),
-      best: button('Keep best', 'b', () => this.keepBest(), 'Keep the best copy, exclude the others'),
+      best: button('Keep best', 'b', () => this.keepBest(), 'Keep the best of the duplicates, exclude the others'),
       rest: button('Keep rest', 'K', () => this.rest(), 'Keep what is undecided on this page'),
       undo: button('Undo', 'u', () => this.ask({ do: 'undo' })),
       redo: button('Redo', 'U', () => this.ask({ do: 'redo' })),
@@ -104,7 +104,7 @@ class Cleaner {
     const pick = (name, text, act) => h('button', { type: 'button', class: `pick ${name}`, tabindex: '-1', 'aria-hidden': 'true', title: text, onclick: (e) => { e.stopPropagation(); this.focus(item.id, e); act(); } });
     const guess = item.guess ? h('button', { type: 'button', class: 'guess', tabindex: '-1', 'aria-hidden': 'true', title: `Relabel as ${this.name(item.guess)}`,
       onclick: (e) => { e.stopPropagation(); this.focus(item.id, e); this.accept([item.id]); } }, h('b', {}, this.name(item.guess)), h('span', {}, percent(item.sure))) : null;
-    const badge = item.split === 'test' ? h('span', { class: 'badge test', title: 'A test picture: what is decided here changes what is measured' }, 'test') : null;
+    const badge = item.split === 'test' ? h('span', { class: 'badge test', title: 'A test image: what is decided here changes what is measured' }, 'test') : null;
     const best = item.best ? h('span', { class: 'badge best' }, 'best') : null;
     return h('div', { class: 'tile', role: 'option', id: `${this.uid}-${item.id}`, 'aria-selected': 'false', 'data-id': item.id },
       h('div', { class: 'frame' }, h('img', { alt: '', draggable: 'false' }), h('span', { class: 'lost' }),
@@ -113,7 +113,7 @@ class Cleaner {
           pick('relabel', 'Relabel…', () => this.choose([item.id])), pick('zoom', 'Larger', () => this.zoom(item.id)))),
       h('div', { class: 'labels' }, h('span', { class: 'given', title: this.name(item.given) }, this.name(item.given)), guess),
       item.also ? h('div', { class: 'why', title: item.why }, item.also) : null,
-      h('div', { class: 'file', title: item.path }, this.view.view === 'copies' && item.size ? `${item.size} · ${item.name}` : item.name));
+      h('div', { class: 'file', title: item.path }, this.view.view === 'duplicates' && item.size ? `${item.size} · ${item.name}` : item.name));
   }
 
   paintPage() {
@@ -123,21 +123,21 @@ class Cleaner {
     for (const item of this.items) {
       const tile = this.tile(item);
       this.tiles.set(item.id, tile);
-      if (this.view.view !== 'copies') { blocks.push(tile); continue; }
+      if (this.view.view !== 'duplicates') { blocks.push(tile); continue; }
       if (!block || block.dataset.group !== String(item.group)) {
         const group = this.items.filter((o) => o.group === item.group);
         const differ = new Set(group.map((o) => o.given)).size > 1;
-        block = h('div', { class: 'copies', role: 'group', 'data-group': item.group, 'aria-label': `${group.length} copies` },
-          h('div', { class: 'head', 'aria-hidden': 'true' }, `${group.length} copies`, differ ? h('span', { class: 'badge differ' }, 'labels differ') : null,
+        block = h('div', { class: 'duplicates', role: 'group', 'data-group': item.group, 'aria-label': `${group.length} duplicates` },
+          h('div', { class: 'head', 'aria-hidden': 'true' }, `${group.length} duplicates`, differ ? h('span', { class: 'badge differ' }, 'labels differ') : null,
             h('button', { type: 'button', tabindex: '-1', onclick: (e) => { e.stopPropagation(); this.focus(item.id, e); this.keepBest(item.id); } }, 'Keep the best')));
         block.style.setProperty('--n', Math.min(group.length, 6));
         blocks.push(block);
       }
       block.append(tile);
     }
-    const nothing = this.view.state === 'left' ? 'Everything here is decided.' : 'No picture is like that. Other filters show more.';
+    const nothing = this.view.state === 'left' ? 'Everything here is decided.' : 'No image is like that. Other filters show more.';
     this.grid.replaceChildren(...(blocks.length ? blocks : [h('div', { class: 'empty' }, nothing)]));
-    this.grid.classList.toggle('grouped', this.view.view === 'copies');
+    this.grid.classList.toggle('grouped', this.view.view === 'duplicates');
     this.grid.scrollTop = 0;
     for (const item of this.items) this.paint(item.id);
   }
@@ -155,7 +155,7 @@ class Cleaner {
     tile.classList.toggle('active', active);
     tile.setAttribute('aria-selected', String(chosen));
     const said = [this.name(item.given), item.guess ? `perhaps ${this.name(item.guess)} ${percent(item.sure)}` : null, action ? `${DONE[action]}${label ? ` as ${this.name(label)}` : ''}` : 'undecided',
-      item.split === 'test' ? 'test picture' : null, item.best ? 'best copy' : null, item.lost || item.why || null, item.name];
+      item.split === 'test' ? 'test image' : null, item.best ? 'best of the duplicates' : null, item.lost || item.why || null, item.name];
     tile.setAttribute('aria-label', said.filter(Boolean).join(', '));
     if (active) this.grid.setAttribute('aria-activedescendant', tile.id);
   }
@@ -194,7 +194,7 @@ class Cleaner {
     this.where.textContent = `page ${count(m.page + 1)} of ${count(m.pages)}`;
     this.buttons.before.disabled = m.page === 0;
     this.buttons.next.disabled = m.page + 1 >= m.pages;
-    this.buttons.best.hidden = m.view.view !== 'copies';
+    this.buttons.best.hidden = m.view.view !== 'duplicates';
     this.say.textContent = '';
     this.paintPage();
     this.tell(m);
@@ -202,12 +202,12 @@ class Cleaner {
 
   onChoices(c) {
     this.names = new Map(c.classes);
-    const options = { view: [['pictures', 'pictures'], ['copies', `copies (${c.copies})`]], label: [['', 'all'], ...c.labels], kind: [['', 'all'], ...c.kinds], split: [['', 'all'], ...c.splits],
+    const options = { view: [['images', 'images'], ['duplicates', `duplicates (${c.duplicates})`]], label: [['', 'all'], ...c.labels], kind: [['', 'all'], ...c.kinds], split: [['', 'all'], ...c.splits],
       state: [['', 'or not'], ['left', 'not yet'], ['done', 'yes'], ['keep', 'kept'], ['exclude', 'excluded'], ['relabel', 'relabelled']] };
     for (const [name, list] of Object.entries(options)) {
       this.box[name].replaceChildren(...list.map(([value, text, n]) => h('option', { value }, name === 'label' && value ? `${this.name(value)} (${count(n)})` : n == null ? text : `${text} (${count(n)})`)));
     }
-    this.box.view.options[1].disabled = !c.copies;
+    this.box.view.options[1].disabled = !c.duplicates;
   }
 
   onPixels(m, buffer) {
@@ -254,7 +254,7 @@ class Cleaner {
   accept(ids = this.chosen()) {
     const rows = ids.map((id) => this.items[this.at.get(id)]).filter((i) => i.guess).map((i) => ({ id: i.id, action: 'relabel', label: i.guess }));
     if (rows.length) this.send(rows, null);
-    else this.say.textContent = 'There is no suggestion for this picture.';
+    else this.say.textContent = 'There is no suggestion for this image.';
   }
 
   send(rows, why) {
@@ -284,7 +284,7 @@ class Cleaner {
     if (ids.length) this.decide('keep', '', ids); else this.say.textContent = 'Nothing on this page is undecided.';
   }
 
-  keepBest(id = this.items[this.active]?.id) { if (id != null && this.view.view === 'copies') this.ask({ do: 'best', id }); }
+  keepBest(id = this.items[this.active]?.id) { if (id != null && this.view.view === 'duplicates') this.ask({ do: 'best', id }); }
 
   // ---- finding one's way
   filter() {
@@ -353,7 +353,7 @@ class Cleaner {
     if (this.selected.size) this.tellSelection();
   }
 
-  // ---- dialogs: a class, a reason, a larger picture
+  // ---- dialogs: a class, a reason, a larger image
   dialog(label, ...children) {
     const d = h('dialog', { 'aria-label': label, onclose: () => { d.remove(); this.grid.focus({ preventScroll: true }); }, onclick: (e) => { if (e.target === d) d.close(); } }, ...children);
     this.root.append(d);
@@ -381,7 +381,7 @@ class Cleaner {
         const by = { ArrowDown: 1, ArrowUp: -1 }[e.key];
         if (by) { e.preventDefault(); at += by; paint(); } else if (e.key === 'Enter' && shown.length) { e.preventDefault(); pick(shown[at]); }
       } });
-    const d = this.dialog('Choose a class', h('p', {}, ids.length > 1 ? `Relabel ${ids.length} pictures as` : `${this.name(this.items[this.at.get(ids[0])].given)} becomes`), input, list);
+    const d = this.dialog('Choose a class', h('p', {}, ids.length > 1 ? `Relabel ${ids.length} images as` : `${this.name(this.items[this.at.get(ids[0])].given)} becomes`), input, list);
     paint();
     input.focus();
   }
@@ -404,7 +404,7 @@ class Cleaner {
     this.zoomed = { id, img: h('img', { alt: `${this.name(item.given)}, ${item.name}` }), lost: h('p', { class: 'lost' }) };
     this.zoomed.img.src = this.tiles.get(id).querySelector('img').src || 'data:,';
     const act = (f) => () => { d.close(); f(); };
-    const d = this.dialog('Larger picture', h('div', { class: 'large' }, this.zoomed.img, this.zoomed.lost),
+    const d = this.dialog('Larger image', h('div', { class: 'large' }, this.zoomed.img, this.zoomed.lost),
       h('dl', {}, ...row('label', this.name(item.given)), ...row('suggested', item.guess && `${this.name(item.guess)} ${percent(item.sure)}`), ...row('why here', item.why), ...row('split', item.split), ...row('size', item.size), ...row('file', item.path),
         ...row('decision', action && [DONE[action], label && this.name(label), who && `by ${who}`, why].filter(Boolean).join(' · '))),
       h('div', { class: 'row' }, h('button', { type: 'button', onclick: act(() => this.decide('keep', '', [id])) }, 'Keep'), h('button', { type: 'button', onclick: act(() => this.decide('exclude', '', [id])) }, 'Exclude'),

@@ -19,7 +19,7 @@ from scipy.stats import rankdata
 from ..core import UsageError
 from .metrics import Metrics, most_confused
 
-# %% ../../nbs/78_why.ipynb #dc12e208
+# %% ../../nbs/78_why.ipynb #23df9f80
 def p_by_chance(
     by_chance: np.ndarray,  # what random deals give [k]
     found: float,           # what the data gives
@@ -50,7 +50,7 @@ def correlation(
     a, b = a - a.mean(-1, keepdims=True), b - b.mean()
     return (a @ b)/np.maximum(np.sqrt((a*a).sum(-1)*(b @ b)), 1e-12)
 
-# %% ../../nbs/78_why.ipynb #149434ce
+# %% ../../nbs/78_why.ipynb #a0f1d274
 def rank_correlation(
     x: np.ndarray,                    # a number for each class [c]
     y: np.ndarray,                    # recall of each class [c]
@@ -59,8 +59,7 @@ def rank_correlation(
     permutations: int=10_000,
     seed: int=0,
 ) -> tuple[float, float]:             # correlation −1 to 1, p-value; nan where one of them does not vary
-    """Spearman's rank correlation, or its partial form, with a two-sided permutation test
-    (of residuals, after Freedman and Lane, 1983)."""
+    "Spearman's rank correlation, or its partial form, with a permutation test (Freedman and Lane, 1983)."
     a, b = rankdata(x), rankdata(y)
     if control is not None: a, b = (without(r, rankdata(control)) for r in (a, b))
     if len(a) < 4 or min(np.ptp(a), np.ptp(b)) < 1e-9: return np.nan, np.nan
@@ -68,7 +67,7 @@ def rank_correlation(
     deals = rng.permuted(np.broadcast_to(a, (permutations, len(a))), axis=1)
     return found, p_by_chance(np.abs(correlation(deals, b)), abs(found))
 
-# %% ../../nbs/78_why.ipynb #ec061a34
+# %% ../../nbs/78_why.ipynb #97e3e6dd
 def spread_between(
     ranks: np.ndarray,   # [..., c]
     member: np.ndarray,  # 0 or 1: which class is in which group [c, k]
@@ -106,7 +105,7 @@ def holm(
         res[i] = so_far
     return res
 
-# %% ../../nbs/78_why.ipynb #8cc2801f
+# %% ../../nbs/78_why.ipynb #1bc68461
 def explain_one(
     t: pd.DataFrame,          # a row a class, without gaps in factor and outcome
     factor: str,
@@ -129,7 +128,7 @@ def explain_one(
     partial, partial_p = rank_correlation(x, y, t[control].to_numpy(float), **how)
     return res | dict(partial=partial, partial_p=partial_p)
 
-# %% ../../nbs/78_why.ipynb #a9cce8a9
+# %% ../../nbs/78_why.ipynb #697917e1
 EXPLAINED = ['factor', 'kind', 'classes', 'effect', 'p', 'p_holm', 'partial', 'partial_p']
 
 def explain(
@@ -151,7 +150,7 @@ def explain(
     res = pd.DataFrame(list(filter(None, rows)), columns=[c for c in EXPLAINED if c != 'p_holm'])
     return res.assign(p_holm=holm(res.p)).sort_values('p', kind='stable', ignore_index=True)[EXPLAINED]
 
-# %% ../../nbs/78_why.ipynb #181a9e26
+# %% ../../nbs/78_why.ipynb #e8735961
 def own_columns(
     own: pd.DataFrame,  # the class table: slug, name, …
     index: pd.Index,    # classes
@@ -175,8 +174,8 @@ def class_factors(
     per = m.per_class.set_index('class')
     y = per.recall[per.n > 0] if recall is None else recall
     f = facts.reindex(y.index)
-    rows = f.rows.clip(lower=1)
-    shares = dict(failed_share=f.failed/rows, copies_share=f.copies/f.pictures.clip(lower=1), shared_share=f.shared/rows,
+    rows, images = f.rows.clip(lower=1), f.pictures.clip(lower=1)
+    shares = dict(failed_share=f.failed/rows, copies_share=f.copies/images, shared_share=f.shared/rows,
                   suspect_share=f.suspects/f.judged.where(f.judged > 0))
     res = pd.DataFrame(dict(recall=y, train=f.train) | shares | dict(superclass=f.group.replace('', None)))
     return res if own is None else pd.concat([res, own_columns(own, y.index)], axis=1)
@@ -193,7 +192,7 @@ class Inside:
     p_value: float        # two-sided
     table: pd.DataFrame   # superclass (rows true) × superclass: mistakes
 
-# %% ../../nbs/78_why.ipynb #faff103b
+# %% ../../nbs/78_why.ipynb #d7150b93
 @patch(as_prop=True)
 def sentence(self: Inside) -> str:
     "The answer in a sentence."
@@ -204,7 +203,7 @@ def sentence(self: Inside) -> str:
     return (f'{self.inside} of {self.errors} mistakes ({share:.0%}) stay inside their superclass; chance would keep '
             f'{self.expected:.0%} ({self.low:.0%} to {self.high:.0%}): {what}, {p_text(self.p_value)}.')
 
-# %% ../../nbs/78_why.ipynb #59c18e19
+# %% ../../nbs/78_why.ipynb #db2b1afc
 def inside_by_chance(
     wrong: np.ndarray,   # mistakes [c, c], rows true
     of: np.ndarray,      # superclass number of each class [c]
@@ -218,7 +217,7 @@ def inside_by_chance(
     parts = np.array_split(deals, 1 + permutations*len(i)//2_000_000)
     return np.concatenate([((d[:, i] == d[:, j])*counts).sum(1)/total for d in parts])
 
-# %% ../../nbs/78_why.ipynb #70618077
+# %% ../../nbs/78_why.ipynb #31034845
 def errors_inside(
     m: Metrics,
     groups: dict[str, str],     # class → superclass
@@ -250,7 +249,7 @@ def explained_by_lists(
     pairs = [tuple(sorted(pair)) for pair in zip(t.label, t.predicted_label, strict=True)]
     return t.assign(shared=[int(shared.get(pair, 0)) for pair in pairs])
 
-# %% ../../nbs/78_why.ipynb #ec6373b7
+# %% ../../nbs/78_why.ipynb #19db8aa0
 def shared_counts(
     classes: Sequence[str],
     shared: dict[tuple[str, str], int],  # pair of classes → images under both
@@ -261,7 +260,7 @@ def shared_counts(
         if a in number and b in number: res[number[a], number[b]] = res[number[b], number[a]] = k
     return res
 
-# %% ../../nbs/78_why.ipynb #3e0b3e08
+# %% ../../nbs/78_why.ipynb #91cf6606
 def lists_and_confusions(
     m: Metrics,
     shared: dict[tuple[str, str], int],  # as from `shared_pairs`
