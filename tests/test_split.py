@@ -19,6 +19,7 @@ from vegc.cleaning.clean import clean
 from vegc.core import DatasetError, UsageError, VegcWarning
 from vegc.data.dataset import ImageDataset
 from vegc.data.folder import Gone
+from vegc.data.handover import export_folder, to_hf
 from vegc.data.manifest import SPLITS, write_manifest
 from vegc.features import features
 from vegc.features.backbones import WeightsError
@@ -631,7 +632,7 @@ def test_folds_keep_the_classes(planted):
 
 def test_export_and_hugging_face_say_the_same(planted, tmp_path, monkeypatch):
     ds = ImageDataset(shutil.copytree(planted.path, tmp_path / 'ds'))
-    out = ds.export_folder(tmp_path / 'out')
+    out = export_folder(ds, tmp_path / 'out')
     labels = ds.labels
     files = sorted(p.relative_to(out).as_posix() for p in out.rglob('*.jpg'))
     assert files == sorted(f'{r.split}/{r.label}/{r.path.rpartition("/")[2]}' for r in labels.itertuples())
@@ -639,11 +640,11 @@ def test_export_and_hugging_face_say_the_same(planted, tmp_path, monkeypatch):
     assert all((ds.path / p).exists() for p in labels.path), 'copied, not moved'
     assert pd.read_csv(out / 'labels.csv').path.map(lambda p: (out / p).exists()).all()
     (out / files[0]).unlink()  # as if it had been stopped
-    ds.export_folder(out)
+    export_folder(ds, out)
     assert (out / files[0]).exists()
     monkeypatch.setenv('HF_HUB_OFFLINE', '1')
     monkeypatch.setenv('HF_DATASETS_CACHE', str(tmp_path / 'cache'))
-    hf = ds.to_hf()
+    hf = to_hf(ds)
     sizes = labels.split.value_counts()
     assert {name: len(part) for name, part in hf.items()} == dict(train=sizes.train, validation=sizes.valid, test=sizes.test)
     row = hf['test'][0]
@@ -653,11 +654,11 @@ def test_export_and_hugging_face_say_the_same(planted, tmp_path, monkeypatch):
 
 def test_without_the_library_to_hf_says_what_to_install(planted, monkeypatch):
     monkeypatch.setitem(__import__('sys').modules, 'datasets', None)
-    with pytest.raises(UsageError, match=r'vegc\[hf\]'): planted.to_hf()
+    with pytest.raises(UsageError, match=r'vegc\[hf\]'): to_hf(planted)
 
 
 def test_export_never_overwrites(planted, tmp_path):
     (tmp_path / 'out').mkdir()
     (tmp_path / 'out/notes.txt').write_text('mine')
-    with pytest.raises(DatasetError, match='notes.txt'): planted.export_folder(tmp_path / 'out')
+    with pytest.raises(DatasetError, match='notes.txt'): export_folder(planted, tmp_path / 'out')
     assert [p.name for p in (tmp_path / 'out').iterdir()] == ['notes.txt']

@@ -34,7 +34,7 @@ from ..core import UsageError, VegcError
 IMAGENET_MEAN, IMAGENET_STD = (.485, .456, .406), (.229, .224, .225)
 UNSCALED = (0.,)*3, (1.,)*3
 
-# %% ../../nbs/30_backbones.ipynb #1e712ea2
+# %% ../../nbs/30_backbones.ipynb #51d3642b
 @dataclass(frozen=True)
 class Arch:
     "A body by name: where it comes from and how it wants its pixels."
@@ -48,7 +48,7 @@ class Arch:
         "Whether there are no weights to start from."
         return self.library == 'vegc'
 
-# %% ../../nbs/30_backbones.ipynb #06b2be32
+# %% ../../nbs/30_backbones.ipynb #a164e2cd
 class WeightsError(VegcError):
     "Pretrained weights cannot be had; the text says which file to put where."
 
@@ -66,7 +66,7 @@ def find_arch(
                      '(pip install "vegc[timm]"), efficientnet_lite0 (pip install "vegc[offline]"), small_cnn, '
                      'or module:function for a body of your own.')
 
-# %% ../../nbs/30_backbones.ipynb #cb694163
+# %% ../../nbs/30_backbones.ipynb #4c862b21
 def _timm_arch(name: str) -> Arch | None:
     "A body of timm, where that is installed and has one of this name."
     if not importlib.util.find_spec('timm'): return None
@@ -75,7 +75,7 @@ def _timm_arch(name: str) -> Arch | None:
     cfg = timm.get_pretrained_cfg(name)
     return Arch(name, 'timm', tuple(cfg.mean), tuple(cfg.std)) if cfg else Arch(name, 'timm')
 
-# %% ../../nbs/30_backbones.ipynb #6d3588ad
+# %% ../../nbs/30_backbones.ipynb #507773bd
 def own_function(
     name: str,   # module:function
 ) -> Callable:
@@ -86,7 +86,7 @@ def own_function(
         raise UsageError(f'The body {name!r} cannot be made ({e}): before the colon goes a module that Python can '
                          'import, after it a function there.') from e
 
-# %% ../../nbs/30_backbones.ipynb #2050d9d0
+# %% ../../nbs/30_backbones.ipynb #4fd23995
 def pixel_scale(
     found: Arch,
 ) -> tuple[tuple, tuple]:  # mean, standard deviation
@@ -105,7 +105,7 @@ def _no_weights(arch: Arch, why: object) -> WeightsError:
     return WeightsError(f'The ImageNet weights of {arch.name} cannot be had ({why}).{hint}{offline} '
                         'pip install "vegc[offline]".')
 
-# %% ../../nbs/30_backbones.ipynb #8185bff7
+# %% ../../nbs/30_backbones.ipynb #011521fb
 def read_weights(
     path: str | os.PathLike,  # .safetensors, or a .pth/.pt state dict
 ) -> dict[str, torch.Tensor]:
@@ -130,7 +130,7 @@ def _load_by_order(model: nn.Module, state: dict[str, torch.Tensor], arch: Arch)
                            'pip install "vegc[offline]".')
     model.load_state_dict(dict(zip(own, state.values(), strict=True)))
 
-# %% ../../nbs/30_backbones.ipynb #1d414a18
+# %% ../../nbs/30_backbones.ipynb #935e2fa8
 def _load_by_name(model: nn.Module, path: str | os.PathLike, arch: Arch) -> None:
     "Load a file's tensors; those of a classifier may be missing or differ, the body's may not. Raises `WeightsError`."
     own, state = model.state_dict(), read_weights(path)
@@ -154,7 +154,7 @@ def whole_model(
     if weights not in ('auto', None): _load_by_name(model, weights, arch)
     return model
 
-# %% ../../nbs/30_backbones.ipynb #8fed2c9e
+# %% ../../nbs/30_backbones.ipynb #ed873881
 def _torchvision_model(arch: Arch, pretrained: bool) -> nn.Module:
     model = torchvision.models.get_model(arch.name, weights=None)  # drawn in any case: what is drawn later counts on it
     if not pretrained: return model
@@ -169,7 +169,7 @@ def _timm_or_package_model(arch: Arch, pretrained: bool) -> nn.Module:
     if pretrained and arch.library == 'package': _load_by_order(model, _package_weights(arch), arch)
     return model
 
-# %% ../../nbs/30_backbones.ipynb #c1cef8f6
+# %% ../../nbs/30_backbones.ipynb #367a34d9
 def _timm_model(name: str, pretrained: bool) -> nn.Module:
     "A timm model; transformers are told that pictures may have another size than their weights were trained on."
     import timm
@@ -192,7 +192,7 @@ class Normalize(nn.Module):
 
     def forward(self, x): return (x - self.mean) / self.std
 
-# %% ../../nbs/30_backbones.ipynb #77726782
+# %% ../../nbs/30_backbones.ipynb #23e5a0f9
 class _TimmBody(nn.Module):
     "A timm model up to its feature map, [n, c, h, w] whatever its own order is."
     def __init__(self, model: nn.Module):
@@ -224,7 +224,7 @@ def image_body(
     if found.from_scratch: return nn.Sequential(scale, Grey(), body)
     return nn.Sequential(scale, body) if channels == 3 else nn.Sequential(scale, Grey(), _one_channel(body))
 
-# %% ../../nbs/30_backbones.ipynb #3e88bb2c
+# %% ../../nbs/30_backbones.ipynb #c209ea89
 def _torchvision_body(model: nn.Module) -> nn.Sequential:
     "A torchvision model up to its last feature map: what comes before the last pooling, or the classifier."
     parts = list(model.children())
@@ -235,7 +235,7 @@ class Grey(nn.Module):
     "The mean of the colours, [n, 1, h, w]."
     def forward(self, x): return x.mean(1, keepdim=True)
 
-# %% ../../nbs/30_backbones.ipynb #bd15b3e5
+# %% ../../nbs/30_backbones.ipynb #6ba7d594
 def _one_channel(body: nn.Module) -> nn.Module:
     "The body with its first convolution's weights summed over the colours: the same answer on grey images."
     name, conv = next((n, m) for n, m in body.named_modules() if isinstance(m, nn.Conv2d))
@@ -257,7 +257,7 @@ def n_features(
                          '[n, c, h, w].')
     return shape[1]
 
-# %% ../../nbs/30_backbones.ipynb #060308df
+# %% ../../nbs/30_backbones.ipynb #325237aa
 @torch.inference_mode()
 def _map_shape(body: nn.Module, size: tuple[int, int]) -> torch.Size:
     device, was = next(body.parameters()).device, body.training
@@ -267,7 +267,7 @@ def _map_shape(body: nn.Module, size: tuple[int, int]) -> torch.Size:
                          'try another size or another body.') from e
     finally: body.train(was)
 
-# %% ../../nbs/30_backbones.ipynb #2b3644ca
+# %% ../../nbs/30_backbones.ipynb #ceb2cdc2
 def image_model(
     body: nn.Module,                    # as from `image_body`
     n_out: int,                         # number of classes
@@ -322,7 +322,7 @@ def fold_batchnorm(
     model.train(was)
     return folded if same else copy.deepcopy(model).eval()
 
-# %% ../../nbs/30_backbones.ipynb #65e6f501
+# %% ../../nbs/30_backbones.ipynb #81ccfb18
 def _fold(module: nn.Module) -> None:
     "Fold the pairs among a module's children, and theirs."
     before = None
@@ -344,7 +344,7 @@ def cpu_features() -> set[str]:
     info = Path('/proc/cpuinfo')  # a torch before get_capabilities
     return set(info.read_text().split()) if info.exists() else set()
 
-# %% ../../nbs/30_backbones.ipynb #f88631b8
+# %% ../../nbs/30_backbones.ipynb #262b97c1
 def bf16_helps(
     device: str='cpu',  # cpu, cuda, mps
 ) -> bool:

@@ -10,6 +10,7 @@ __all__ = ['GROUP_BY', 'hash_candidates', 'feature_candidates', 'mean_part', 'fe
 # %% ../../nbs/42_copies.ipynb #6d6556d7
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +28,7 @@ from .duplicates import (NEIGHBOURS, exact_pairs, feature_pairs, group_numbers, 
                                     kept_axes, least_similarity, pairs_frame, prove_pairs, with_twins)
 from .overlap import COARSE, GreyThumb, LEAST_PART, METHOD, SIDE
 
-# %% ../../nbs/42_copies.ipynb #5ad62d13
+# %% ../../nbs/42_copies.ipynb #115a1525
 def hash_candidates(
     images: pd.DataFrame,  # rows of `dataset.images`
     rows: np.ndarray,      # row numbers to compare
@@ -40,7 +41,7 @@ def hash_candidates(
     margin = 5*(near.similarity - 231/256)  # similarities of hashes are nearer to 1
     return near.assign(a=hashed[near.a], b=hashed[near.b], margin=margin)
 
-# %% ../../nbs/42_copies.ipynb #e4e1bd4c
+# %% ../../nbs/42_copies.ipynb #66eb4a42
 def feature_candidates(
     x: np.ndarray,                      # pooled features, maxima and means, or others [n, d]
     min_similarity: float | None=None,  # that counts without a proof; None: `least_similarity`
@@ -54,7 +55,7 @@ def feature_candidates(
     pairs = feature_pairs(x, 0., among=3)
     return pairs.assign(margin=pairs.similarity - least)
 
-# %% ../../nbs/42_copies.ipynb #93248542
+# %% ../../nbs/42_copies.ipynb #7a652d7e
 def mean_part(x: np.ndarray) -> np.ndarray:
     "The means of pooled features, which stand behind their maxima; features of another make as they are."
     half, some = x.shape[1]//2, x[:200]
@@ -68,7 +69,7 @@ def features_if_any(
     features_of: Callable[[list[str]], np.ndarray] | None=None,  # None: `offline_features`
 ) -> tuple[np.ndarray, np.ndarray] | None:  # which of the paths, and their features
     "Features to look for duplicates with; None, and a warning, where there can be none."
-    if features_of is None: features_of = lambda paths: offline_features(data, paths)  # noqa: E731
+    if features_of is None: features_of = partial(offline_features, data)
     try:
         try: return np.arange(len(paths)), features_of(paths)
         except FileNotFoundError:
@@ -85,7 +86,7 @@ def proof_file(root: str | os.PathLike, mirror: bool) -> Path:
     method = f'{METHOD}-{SIDE}-{COARSE}-{LEAST_PART:g}{"m" if mirror else ""}'
     return place(root, 'features', f'proofs-{method}.parquet')
 
-# %% ../../nbs/42_copies.ipynb #e258e5e1
+# %% ../../nbs/42_copies.ipynb #55ff6c7b
 def read_proofs(
     file: Path,
 ) -> pd.DataFrame:  # a, b (hashes), proof (0–1, NaN where pixels could not tell)
@@ -100,7 +101,7 @@ def read_proofs(
 def _bad_proofs(file: Path, why: object) -> DatasetError:
     return DatasetError(f'{file} is damaged ({why}); move it away and run again, it is made again.')
 
-# %% ../../nbs/42_copies.ipynb #aa3089bd
+# %% ../../nbs/42_copies.ipynb #a5b7e215
 def proven_pairs(
     data: Snapshot,
     images: pd.DataFrame,  # rows of `dataset.images`
@@ -119,7 +120,7 @@ def proven_pairs(
         new = pd.DataFrame(new, columns=['a', 'b', 'proof'])
         if len(new): _write_proofs(file, pd.concat([old, new]) if len(old) else new)
 
-# %% ../../nbs/42_copies.ipynb #eadd38a8
+# %% ../../nbs/42_copies.ipynb #34166dfa
 def _by_row(proofs: pd.DataFrame, hashes: pd.Series) -> dict[tuple[int, int], float]:
     "Proofs by the numbers of the first rows that have these hashes."
     row = dict(zip(hashes[::-1], hashes.index[::-1], strict=True))
@@ -133,7 +134,7 @@ def _thumb_if_readable(path: Path) -> GreyThumb | None:
     try: return GreyThumb.read(path)
     except OSError: return None
 
-# %% ../../nbs/42_copies.ipynb #dc3ee7bf
+# %% ../../nbs/42_copies.ipynb #d4cd4d8c
 def duplicate_pairs(
     data: DatasetLike,
     images: pd.DataFrame,               # rows of `dataset.images`
@@ -154,14 +155,14 @@ def duplicate_pairs(
     near = proven_pairs(data, images, near)
     return join_pairs(exact_pairs(images.sha256), with_twins(near, images.sha256))
 
-# %% ../../nbs/42_copies.ipynb #eb98abd3
+# %% ../../nbs/42_copies.ipynb #7f40c04d
 def same_value_pairs(values: pd.Series) -> pd.DataFrame:
     "Pairs of rows that share a value; empty ones share nothing."
     known = np.flatnonzero(values.fillna('') != '')
     pairs = exact_pairs(values.iloc[known])
     return pairs.assign(a=known[pairs.a], b=known[pairs.b])
 
-# %% ../../nbs/42_copies.ipynb #a77c8d11
+# %% ../../nbs/42_copies.ipynb #ccca8ad2
 def groups_around_unused(
     pairs: pd.DataFrame,  # links between rows
     splits: pd.Series,    # of the rows, as stored; `none`: used nowhere
@@ -176,7 +177,7 @@ def groups_around_unused(
         if not settled[group].any(): numbers[group] = numbers[bridge]
     return numbers
 
-# %% ../../nbs/42_copies.ipynb #8886d390
+# %% ../../nbs/42_copies.ipynb #c0264305
 def _warn_of_large_group(data: Snapshot, images: pd.DataFrame, numbers: np.ndarray) -> None:
     counts = np.bincount(numbers, minlength=1)
     share = counts.max()/max(len(numbers), 1)
@@ -190,7 +191,7 @@ def _warn_of_large_group(data: Snapshot, images: pd.DataFrame, numbers: np.ndarr
 # %% ../../nbs/42_copies.ipynb #a1e63c58
 GROUP_BY = ('host', 'creator', 'query')
 
-# %% ../../nbs/42_copies.ipynb #3489229e
+# %% ../../nbs/42_copies.ipynb #c2abe9da
 def find_groups(
     data: DatasetLike,
     images: pd.DataFrame,          # rows of `dataset.images`
@@ -207,7 +208,7 @@ def find_groups(
     if group_by is None: _warn_of_large_group(data, images, numbers)
     return numbers
 
-# %% ../../nbs/42_copies.ipynb #c71edab3
+# %% ../../nbs/42_copies.ipynb #e0327531
 def _check_group_by(data: Snapshot, images: pd.DataFrame, group_by: str | None) -> None:
     if group_by is None: return
     if group_by not in GROUP_BY: raise UsageError(f'group_by must be host, creator or query, not {group_by!r}.')
@@ -228,7 +229,7 @@ def duplicates(
     res = pd.DataFrame(dict(path_a=path[pairs.a], path_b=path[pairs.b], kind=pairs.kind, similarity=pairs.similarity))
     return res.sort_values(['similarity', 'path_a', 'path_b'], ascending=[False, True, True], ignore_index=True)
 
-# %% ../../nbs/42_copies.ipynb #d003673d
+# %% ../../nbs/42_copies.ipynb #94b424f7
 def erase(
     root: str | os.PathLike,  # a dataset's folder
     gone: Gone,               # by hash
@@ -237,7 +238,7 @@ def erase(
     files = [place(root, 'features', p.name) for p in sorted(Path(root, 'features').glob('proofs-*.parquet'))]
     return [file for file in files if _erased(file, gone.hashes)]
 
-# %% ../../nbs/42_copies.ipynb #6d99d377
+# %% ../../nbs/42_copies.ipynb #f3f1add5
 def _erased(file: Path, hashes: set[str]) -> bool:
     "Whether a file had to be rewritten or removed, which is done."
     try: proofs = read_proofs(file)

@@ -32,7 +32,7 @@ def pairs_frame(
     similarity = np.asarray(similarity, float)
     return pd.DataFrame(dict(a=np.minimum(i, j), b=np.maximum(i, j), kind=kind, similarity=similarity))
 
-# %% ../../nbs/41_duplicates.ipynb #e537f226
+# %% ../../nbs/41_duplicates.ipynb #c7f0fb81
 def exact_pairs(
     hashes: Sequence[str],  # of the pictures' bytes or pixels
     kind: str='exact',
@@ -43,7 +43,7 @@ def exact_pairs(
     later = np.flatnonzero(first != hashes.index)
     return pairs_frame(first[later], later, kind, np.ones(len(later)))
 
-# %% ../../nbs/41_duplicates.ipynb #c0cbaea5
+# %% ../../nbs/41_duplicates.ipynb #e12c3ed2
 def join_pairs(
     *tables: pd.DataFrame,  # as from `pairs_frame`
 ) -> pd.DataFrame:          # each pair once: exact before near, then the greater similarity
@@ -70,7 +70,7 @@ def with_twins(
 # %% ../../nbs/41_duplicates.ipynb #444a824c
 LARGE = 20_000  # rows from which on an index is quicker than the product of matrices
 
-# %% ../../nbs/41_duplicates.ipynb #b469e836
+# %% ../../nbs/41_duplicates.ipynb #38af217d
 def nearest(
     x: np.ndarray,                     # float32 [n, d], rows of equal length
     k: int,                            # neighbours wanted of each row
@@ -88,7 +88,7 @@ def nearest(
                  'some ten times faster.')
     return _nearest_by_blocks(x, queries, k)
 
-# %% ../../nbs/41_duplicates.ipynb #bcad42a0
+# %% ../../nbs/41_duplicates.ipynb #e0c32c6f
 def _nearest_by_blocks(
     x: np.ndarray, queries: np.ndarray, k: int, numbers: int=4_000_000,
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -131,7 +131,7 @@ def hash_bits(
     "Hexadecimal hashes as bytes."
     return np.frombuffer(bytes.fromhex(''.join(hashes)), np.uint8).reshape(len(hashes), -1)
 
-# %% ../../nbs/41_duplicates.ipynb #38b7e704
+# %% ../../nbs/41_duplicates.ipynb #b7cee339
 def _near_hashes(codes: np.ndarray, queries: np.ndarray, k: int, large: int) -> tuple[np.ndarray, np.ndarray]:
     "For each row the k codes with the fewest other bits: how many, and row numbers as in `nearest`."
     n, bits = len(codes), 8*codes.shape[1]
@@ -177,7 +177,7 @@ def kept_axes(
     "How many principal axes are worth keeping: with few pictures the last would be noise."
     return min(dims, d, max(1, (n - 1)//4))
 
-# %% ../../nbs/41_duplicates.ipynb #6b6191b0
+# %% ../../nbs/41_duplicates.ipynb #e50c6f4c
 def whiten(
     x: np.ndarray,      # features [n, d]
     dims: int=256,      # principal axes kept, fewer where there are few pictures
@@ -193,7 +193,7 @@ def whiten(
         res[r:r + 8192] /= np.maximum(np.linalg.norm(res[r:r + 8192], axis=1, keepdims=True), 1e-6)
     return res
 
-# %% ../../nbs/41_duplicates.ipynb #6c7984b8
+# %% ../../nbs/41_duplicates.ipynb #194214f8
 def _principal_axes(
     x: np.ndarray, k: int, rng: np.random.Generator, sample: int,
 ) -> tuple[np.ndarray, np.ndarray]:  # mean [d], axes divided by the spread along them [d, k]
@@ -213,7 +213,7 @@ def least_similarity(
     "A threshold for `feature_pairs`, higher the fewer axes there are to agree by chance on."
     return .42 + 1.3/np.sqrt(dims)
 
-# %% ../../nbs/41_duplicates.ipynb #56b6c98b
+# %% ../../nbs/41_duplicates.ipynb #0d5d421a
 def feature_pairs(
     x: np.ndarray,                     # features [n, d], not whitened
     min_similarity: float | None=None, # None: `least_similarity`
@@ -236,7 +236,7 @@ def feature_pairs(
 # %% ../../nbs/41_duplicates.ipynb #1254f17e
 PROOFS, PROVEN = 2_000, .88
 
-# %% ../../nbs/41_duplicates.ipynb #fa1eeda9
+# %% ../../nbs/41_duplicates.ipynb #9a9b884a
 def prove_pairs(
     pairs: pd.DataFrame,                       # as from `pairs_frame`, and margin: similarity above what is asked for
     thumb: Callable[[int], GreyThumb | None],  # a row's image, None where it cannot be read
@@ -254,7 +254,7 @@ def prove_pairs(
     res = pairs.assign(similarity=np.where(asked, proof, pairs.similarity))
     return res[np.where(asked, proof >= PROVEN, pairs.margin >= 0)].drop(columns='margin')
 
-# %% ../../nbs/41_duplicates.ipynb #7fc3cd6c
+# %% ../../nbs/41_duplicates.ipynb #ecfa1aca
 def _proofs(pairs: pd.DataFrame, thumb: Callable, mirror: bool, known: dict[tuple[int, int], float]) -> list[float]:
     "What the pixels say of each pair; NaN where an image cannot be read or shows nothing."
     res = []
@@ -268,7 +268,7 @@ def _proofs(pairs: pd.DataFrame, thumb: Callable, mirror: bool, known: dict[tupl
 # %% ../../nbs/41_duplicates.ipynb #907836d7
 SURE = .95  # similarity from which on a link always joins
 
-# %% ../../nbs/41_duplicates.ipynb #c941fad3
+# %% ../../nbs/41_duplicates.ipynb #851d2526
 def group_numbers(
     n: int,               # rows
     pairs: pd.DataFrame,  # a, b; with kind and similarity, links below `sure` must be borne out by others
@@ -332,5 +332,5 @@ def _average_linkage(number: np.ndarray, a: np.ndarray, b: np.ndarray, support: 
             if groups.support(i, j) >= support: groups.join(i, j)
             else: left.append((i, j))
         if len(left) == len(todo): break
-        todo = left  # a group that has grown may bear out what it did not before
+        todo = left
     return np.array([groups.find(i) for i in range(len(groups.parent))])
