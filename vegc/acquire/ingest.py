@@ -32,8 +32,8 @@ from .fetch import FetchOptions, Fetched, fetch_many, robots_survey
 from .lists import EXTRA_COLUMNS, ListPlan, check_labels, plan, read_list
 from .settle import settle
 from .store import ImageStore, Limits, OptedOut, row_without_image, skipped_row, store, stored_row, sync
-from ..core import (DatasetError, VegcError, progress, reuse_memory, save_config, sha256_hex, table_text, warn,
-                       write_atomic)
+from ..core import (DatasetError, VegcError, is_dataset, progress, reuse_memory, save_config, sha256_hex,
+                       table_text, warn, write_atomic)
 from ..data.dataset import ImageDataset, Known, Run
 from ..data.folder import Gone, place
 from ..data.forget import forget
@@ -480,7 +480,7 @@ def check_same_dataset(
     labels: list[str],  # of the lists, sorted
 ) -> None:
     "Raise `DatasetError` when the folder holds a dataset of other classes, or one whose names collide."
-    if not (Path(path)/'dataset.toml').exists(): return
+    if not is_dataset(path): return
     old = sorted(ImageDataset(path).table(['given_label']).given_label.dropna().unique())
     if old and not set(old) & set(labels):
         raise DatasetError(f'{path} holds another dataset: its classes are {_first_five(old)}, those of the lists are '

@@ -23,7 +23,7 @@ import pandas as pd
 from . import store
 from .ingest import IngestOptions, IngestResult, Wanted, WebLists, Work, ingest, ingest_lists
 from .store import ImageStore
-from ..core import LockedError, UsageError, write_atomic
+from ..core import LockedError, UsageError, is_dataset, write_atomic
 from ..data.dataset import ImageDataset
 from ..data.folder import Gone, place
 
@@ -92,7 +92,7 @@ def take_over(
     folder: Path,  # of a shard
 ) -> None:
     "Move a shard's images and rows into the dataset that `work` fills, and remove the shard. Raises `DatasetError`."
-    if (folder/'dataset.toml').exists():
+    if is_dataset(folder):
         table, images = ImageDataset(folder).table(), ImageStore(folder)
         rows = [{k: v for k, v in row.items() if not pd.isna(v)} for row in table.to_dict('records')]
         work.wanted.drop({row['key'] for row in rows if _take_row(work, images, row)})

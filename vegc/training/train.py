@@ -158,7 +158,7 @@ def frozen_part(
 # %% ../../nbs/56_train.ipynb #12385106
 def _checked(data: Snapshot, stage: str, recipe: Recipe, overwrite: bool) -> None:
     "Raise `UsageError` for what cannot be trained, before anything is done."
-    if stage_file(data, stage, 'stage.json').exists() and not overwrite:
+    if stage in stages(data) and not overwrite:
         raise UsageError(f'There is a stage {stage!r} already; choose another with --stage, or say --overwrite.')
     if recipe.start is None: find_arch(recipe.arch)
 
