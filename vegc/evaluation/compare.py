@@ -69,11 +69,11 @@ def on_labels(
 # %% ../../nbs/74_compare.ipynb #f86d5ea8
 def compare(
     dataset: DatasetLike,
-    before: str,          # a stage
-    after: str,           # a stage
-    split: str='test',    # valid or test
+    before: str,        # a stage
+    after: str,         # a stage
+    split: str='test',  # `valid` or `test`
     *,
-    trust=(),             # module:function of the stages' bodies, where they are your own
+    trust=(),           # module:function of the stages' bodies, where they are your own
 ) -> Comparison:
     "Two stages on the same images, on given and on corrected labels. Raises `LeakError`, `UsageError`, `DatasetError`."
     data, names = snapshot(dataset, trust), (before, after, split)

@@ -130,13 +130,14 @@ def split_log(
 def split(
     dataset: ImageDataset,
     *,
-    valid: float=.2,             # share of images to validate on
-    test: float=.1,              # share kept for the last word
-    seed: int | None=None,       # None: the dataset's
-    group_by: str | None=None,   # host, creator or query: keep what shares it together
-    given: str='keep',           # splits that the data came with: keep, or merge to deal all of it again
-    reassign: bool=False,        # forget all splits first; old stages will refuse to work on the new ones
-    features_of: Callable[[list[str]], np.ndarray] | None=None,  # what shows duplicates: paths to features; None: `offline_features`
+    valid: float=.2,            # share of the images to validate on
+    test: float=.1,             # share kept for the last word
+    seed: int | None=None,      # seed of the deal; None: the dataset's
+    group_by: str | None=None,  # keep together what shares its `host`, `creator` or `query`
+    given: str='keep',          # splits that the data came with: `keep`, or `merge` to deal all of it again
+    reassign: bool=False,       # forget all splits and deal again from scratch; stages trained before will be refused
+    # what shows duplicates: paths to features; None: `offline_features`
+    features_of: Callable[[list[str]], np.ndarray] | None=None,
 ) -> SplitCounts:
     "Assign splits to the images that have none, and note it in `splits.jsonl`. Raises `UsageError`, `DatasetError`, `LockedError`."
     dataset = ImageDataset(dataset)
