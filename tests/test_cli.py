@@ -32,7 +32,7 @@ FUNCTIONS = {
     'add': ('vegc.acquire.add:add', {'as_json'}, set()),
     'search': ('vegc.acquire.sources:search', {'as_json', 'lists'}, set()),
     'harvest': ('vegc.acquire.sources:read_page', {'as_json', 'page', 'lists'}, {'path'}),
-    'split': ('vegc.splits.split:split', {'as_json'}, set()),
+    'split': ('vegc.splits.split:split', {'as_json'}, {'features_of'}),
     'train': ('vegc.training.train:train', {'as_json'}, set()),
     'evaluate': ('vegc.evaluation.evaluate:evaluate', {'as_json'}, set()),
     'find-issues': ('vegc.cleaning.issues:find_issues', {'as_json', 'csv'}, {'pred_probs', 'label_scores', 'features'}),

@@ -595,25 +595,27 @@ def ingest(
     lists: str | os.PathLike | list,            # a folder of <class>.csv, a dataset, a file, or several files
     dataset: str | os.PathLike | ImageDataset,  # made when it is not there
     *,
-    max_per_class: int | None=None,             # at most so many URLs of a class
-    max_size: int | None=None,                  # long side of stored images, pixels; None: the dataset's, 500 at first
-    subject: str | None=None,                   # what the images show; required for a new dataset
-    on_conflict: str | None=None,               # one image under several labels: review, drop, first, all
-    allow_hosts: str | tuple=(),                # hosts that may have a private address; a string is split at commas
+    max_per_class: int | None=None,             # at most so many URLs of a class; blank lines are not counted
+    max_size: int | None=None,  # long side of stored images, pixels; None: the dataset's, 500 for a new one
+    # what the images show: people, objects, species, characters, places or other; needed for a new dataset
+    subject: str | None=None,
+    # one image under several labels: review, drop, first or all; None: the dataset's, review for a new one
+    on_conflict: str | None=None,
+    allow_hosts: str | tuple=(),  # hosts that may have a private or loopback address; as text with commas between
     allow_files: bool=False,                    # read file: URLs too
     retry_failed: bool=False,                   # ask again for what failed in earlier runs
-    max_bytes: int=10_000_000,                  # of a body, after decompression
+    max_bytes: int=10_000_000,                  # largest body, bytes after decompression
     deadline: float=15.,                        # seconds for a request in all
     tries: int=3,                               # requests for a URL when the failure may pass
     per_host: int=8,                            # requests at a time to one scheme, host and port
     concurrency: int=64,                        # requests at a time in all
-    max_pixels: int=50_000_000,                 # refuse larger images by their header
-    min_side: int=16,                           # refuse smaller ones, pixels
-    max_aspect: float=8,                        # refuse a side more than this times the other
-    max_failures: float=.6,                     # the share of rows that may fail, 0–1
+    max_pixels: int=50_000_000,                 # pixels of the largest image that is decoded
+    min_side: int=16,                           # shortest side that is kept, pixels
+    max_aspect: float=8,                        # largest ratio of long to short side
+    max_failures: float=.6,                     # share of failures at which the run ends with an error, 0–1
     ignore_robots: bool=False,                  # fetch what robots.txt closes
     ignore_optout_headers: bool=False,          # fetch despite X-Robots-Tag and tdm-reservation
-    user_agent: str='',                         # empty: vegc/<version>, with the dataset's contact
+    user_agent: str='',                         # how to introduce oneself; empty: vegc, its version and your contact
 ) -> IngestResult:
     """Fetch, verify and store what the lists name.
     Raises `VegcError`s; `TooManyFailures` at the end, with everything kept."""

@@ -267,7 +267,7 @@ def _check_names(rows: pd.DataFrame, lists: list[UrlList]) -> None:
 def plan(
     lists: str | os.PathLike | Sequence[str | os.PathLike],  # a folder of *.csv, a dataset, a file, or several files
     *,
-    max_per_class: int | None=None,                          # at most so many URLs of a class, blank lines not counted
+    max_per_class: int | None=None,  # at most so many URLs of a class; blank lines are not counted
 ) -> ListPlan:
     "Read lists and say what they hold, without downloading. Raises `UsageError`, `DatasetError`."
     if max_per_class is not None and max_per_class < 1:

@@ -34,10 +34,10 @@ def stage_temperature(
 # %% ../../nbs/73_evaluate.ipynb #cf3292e4
 def evaluate(
     dataset: DatasetLike,
-    stage: str,
-    split: str='valid',      # train, valid, test
+    stage: str,             # name of a stage
+    split: str='valid',     # `train`, `valid` or `test`
     *,
-    labels: str='current',   # or given
+    labels: str='current',  # `current`, or `given` for those without decisions
     trust: str | Callable | Sequence=(),  # module:function of the stage's body, where it is your own
 ) -> Metrics:
     "Scores of a stage on a split, each with an interval. Raises `LeakError`, `UsageError`, `DatasetError`."
