@@ -38,10 +38,10 @@ from ..data.dataset import ImageDataset, Known, Run
 from ..data.folder import Gone, place
 from ..data.forget import forget
 from ..data.images import ImageProblem
-from ..data.manifest import MANIFEST_COLUMNS, read_row_journal
+from ..data.manifest import MANIFEST_COLUMNS
 from ..data.optout import OptOut, read_optout
 
-# %% ../../nbs/26_ingest.ipynb #a1ff4b93
+# %% ../../nbs/26_ingest.ipynb #7bba2546
 class Wanted:
     "Rows that are to be filled, by URL."
     def __init__(self,
@@ -57,14 +57,14 @@ class Wanted:
     def __len__(self) -> int: return sum(map(len, self.by_url.values()))
     def __iter__(self) -> Iterator[str]: return iter(list(self.by_url))
 
-# %% ../../nbs/26_ingest.ipynb #26cc0ad7
+# %% ../../nbs/26_ingest.ipynb #cf8076df
 @patch
 def of(self: Wanted, url: str) -> list[dict]:
     "What the lists know of the rows with this URL, without empty cells."
     rows = self.by_url.get(url, ())
     return [{k: v for k, v in zip(self.columns, row, strict=True) if not pd.isna(v)} for row in rows]
 
-# %% ../../nbs/26_ingest.ipynb #7d49e300
+# %% ../../nbs/26_ingest.ipynb #fb98b7b6
 @patch
 def pop(self: Wanted, url: str) -> list[dict]:
     "The same, and no longer wanted."
@@ -72,7 +72,7 @@ def pop(self: Wanted, url: str) -> list[dict]:
     self.by_url.pop(url, None)
     return res
 
-# %% ../../nbs/26_ingest.ipynb #b69e50d4
+# %% ../../nbs/26_ingest.ipynb #b4dfdf25
 @patch
 def drop(self: Wanted, keys: set[str]) -> None:
     "These rows are no longer wanted."
@@ -95,7 +95,7 @@ def asks_again(
     if why.startswith(('X-Robots-Tag', 'tdm')): return opts.ignore_optout_headers
     return retry_failed and why.startswith('optout.txt')
 
-# %% ../../nbs/26_ingest.ipynb #75eb67fb
+# %% ../../nbs/26_ingest.ipynb #fc334c32
 class _Apart:
     "A coroutine in a thread of its own."
     def __init__(self, main: Callable[[], Awaitable]):
@@ -126,7 +126,7 @@ def stop(self: _Apart) -> None:
         self.loop.call_soon_threadsafe(self.task.cancel)
     self.done.wait()
 
-# %% ../../nbs/26_ingest.ipynb #56cd2cc8
+# %% ../../nbs/26_ingest.ipynb #cca44b11
 def run_in_thread(
     main: Callable[[], Awaitable],  # makes the coroutine
     tick: Callable[[], None],       # called a few times a second
@@ -141,7 +141,7 @@ def run_in_thread(
         raise
     if apart.error: raise apart.error
 
-# %% ../../nbs/26_ingest.ipynb #b080c21f
+# %% ../../nbs/26_ingest.ipynb #bdefa7a5
 class Source(ABC):
     "Where images come from."
     reuses = True  # may an image serve other labels of its URL, without being sent again?
@@ -182,7 +182,7 @@ class Work:
         old = self.run.known.get(key)
         return {k: getattr(old, k) for k in ('split', 'duplicate_group') if old and getattr(old, k)}
 
-# %% ../../nbs/26_ingest.ipynb #97ef34d6
+# %% ../../nbs/26_ingest.ipynb #5390f0fb
 @patch
 def keep(self: Work, got: Fetched, bases: list[dict]) -> None:
     "Store an image and record its rows, or why there is none. Raises `DiskFullError`, `DatasetError`."
@@ -193,7 +193,7 @@ def keep(self: Work, got: Fetched, bases: list[dict]) -> None:
     else: rows = [stored_row(b, got, prepared, paths[b['given_label']]) for b in bases]
     self.record(rows)
 
-# %% ../../nbs/26_ingest.ipynb #dbf8babd
+# %% ../../nbs/26_ingest.ipynb #5e4e6e48
 @patch
 async def handle(self: Work, got: Fetched) -> None:
     "Record every row that wanted this URL. Raises `DiskFullError`, `DatasetError`."
@@ -206,7 +206,7 @@ async def handle(self: Work, got: Fetched) -> None:
     else: await asyncio.get_running_loop().run_in_executor(self.pool, self.keep, got, bases)
     self.rows_done += len(bases)
 
-# %% ../../nbs/26_ingest.ipynb #d20e1e94
+# %% ../../nbs/26_ingest.ipynb #ec4c3cb7
 @patch
 def leave_out(self: Work) -> None:
     "Record the rows whose URL is opted out."
@@ -215,14 +215,14 @@ def leave_out(self: Work) -> None:
         rows = [skipped_row(b, Fetched(url), f'opted_out: {why}', on_request=True) for b in self.wanted.pop(url)]
         self.record(rows)
 
-# %% ../../nbs/26_ingest.ipynb #c617bc6e
+# %% ../../nbs/26_ingest.ipynb #14e97963
 def _reusable(df: pd.DataFrame, wanted: Wanted) -> list[dict]:
     "What the manifest says of wanted URLs that have an image already, a row a URL."
     good = df[df.path.notna() & df.url.isin(wanted.by_url.keys())].drop_duplicates('url')
     good = good.drop(columns=[*EXTRA_COLUMNS, 'split', 'duplicate_group', 'error_message'])  # those are of one row
     return [{k: v for k, v in row.items() if not pd.isna(v)} for row in good.to_dict('records')]
 
-# %% ../../nbs/26_ingest.ipynb #09ebb531
+# %% ../../nbs/26_ingest.ipynb #4ff55bd1
 @patch
 def reuse(self: Work,
     df: pd.DataFrame,  # the manifest
@@ -238,7 +238,7 @@ def reuse(self: Work,
             served += 1
     return served
 
-# %% ../../nbs/26_ingest.ipynb #caac5f41
+# %% ../../nbs/26_ingest.ipynb #8ab275d2
 def robots_counts(
     hosts: list[dict],  # host (or how many hosts), urls, closed, delay
 ) -> dict:              # hosts, urls, closed, share
@@ -247,7 +247,7 @@ def robots_counts(
     share = round(closed/max(1, urls), 4)
     return dict(hosts=sum(h.get('hosts', 1) for h in hosts), urls=urls, closed=closed, share=share)
 
-# %% ../../nbs/26_ingest.ipynb #cde19442
+# %% ../../nbs/26_ingest.ipynb #b2cf2f20
 def _sentence_on_closed(hosts: list[dict]) -> str:
     "What was asked and what it closes."
     total, named = robots_counts(hosts), [h for h in hosts[:3] if h['closed'] and 'host' in h]
@@ -259,7 +259,7 @@ def _sentence_on_closed(hosts: list[dict]) -> str:
     then = f'{said} They are skipped as opted_out, or failed where a host could not be reached'
     return f'{then}: {names}.' if names else f'{then}.'
 
-# %% ../../nbs/26_ingest.ipynb #53e6e3af
+# %% ../../nbs/26_ingest.ipynb #69de6a9f
 def _sentence_on_delay(hosts: list[dict]) -> str:  # '' where no host asks for one
     "How long the slowest host will take, where its rules ask for a delay."
     slow = [h for h in hosts if h.get('delay') and h['urls'] > h['closed']]
@@ -269,7 +269,7 @@ def _sentence_on_delay(hosts: list[dict]) -> str:  # '' where no host asks for o
     return (f'{last["host"]} wants {last["delay"]:g} s from one request to the next (Crawl-delay): '
             f'{minutes:,.0f} minutes for its URLs.')
 
-# %% ../../nbs/26_ingest.ipynb #d895533a
+# %% ../../nbs/26_ingest.ipynb #1ac27245
 @patch
 def heard(self: Work,
     hosts: list[dict],  # as for `robots_counts`
@@ -299,7 +299,7 @@ class IngestResult:
         return dict(dataset=str(self.dataset.path), **self.counts, failed_share=round(self.failed_share, 6),
                     reasons=self.reasons, classes=self.table.to_dict('records'), robots=self.robots)
 
-# %% ../../nbs/26_ingest.ipynb #0221f1b9
+# %% ../../nbs/26_ingest.ipynb #2fecabfd
 @patch
 def __str__(self: IngestResult) -> str:
     by_status = ', '.join(f'{self.counts[s]} {s}' for s in ('ok', 'review', 'skipped', 'failed'))
@@ -307,7 +307,7 @@ def __str__(self: IngestResult) -> str:
     if not self.reasons: return head
     return head + '\n\n' + table_text([r | {'example': r['example'][:80]} for r in self.reasons])
 
-# %% ../../nbs/26_ingest.ipynb #f7f80765
+# %% ../../nbs/26_ingest.ipynb #596095f2
 class TooManyFailures(VegcError):
     "More rows failed than `max_failures` allows; everything is kept. `result` is the IngestResult."
     def __init__(self, result: IngestResult, limit: float):
@@ -325,7 +325,7 @@ def _reasons(bad: pd.DataFrame) -> list[dict]:  # reason, count, example; the mo
     by_count = sorted(code.value_counts().items(), key=lambda kv: (-kv[1], kv[0]))
     return [dict(reason=k, count=int(n), example=example[k][:200]) for k, n in by_count]
 
-# %% ../../nbs/26_ingest.ipynb #ae249954
+# %% ../../nbs/26_ingest.ipynb #fa197768
 def _by_class(df: pd.DataFrame) -> pd.DataFrame:
     "Rows by class and status."
     table = pd.crosstab(df.given_label.astype(object).rename('class'), df.status.astype(object))
@@ -333,7 +333,7 @@ def _by_class(df: pd.DataFrame) -> pd.DataFrame:
     table.insert(0, 'rows', table.sum(axis=1))
     return table.reset_index()
 
-# %% ../../nbs/26_ingest.ipynb #7274b50b
+# %% ../../nbs/26_ingest.ipynb #5ce89ac9
 def ingest_result(
     dataset: ImageDataset,
     df: pd.DataFrame,  # rows of its manifest: url, given_label, status, error_message, path
@@ -346,7 +346,7 @@ def ingest_result(
                   images=int(df.path[df.status == 'ok'].nunique()), **more)
     return IngestResult(dataset, counts, _reasons(df[df.status != 'ok']), _by_class(df), robots)
 
-# %% ../../nbs/26_ingest.ipynb #669a006a
+# %% ../../nbs/26_ingest.ipynb #b01d3b21
 def _warn_of_classes(df: pd.DataFrame) -> None:
     "One sentence for classes without an image, one for classes with a single one."
     images = df.groupby('given_label').path.nunique()
@@ -355,18 +355,13 @@ def _warn_of_classes(df: pd.DataFrame) -> None:
         if named := sorted(images.index[images == n]):
             warn(f'{"Class" if len(named) == 1 else "Classes"} with {what}: {", ".join(named)}.', 6)
 
-# %% ../../nbs/26_ingest.ipynb #252943e6
-def _half_files(dataset: ImageDataset, images: ImageStore) -> list[str]:
-    "Files that a run which did not end says it wrote, and that are not whole."
-    journal = read_row_journal(place(dataset.path, 'journal.jsonl'), ['path'])
-    return images.half_files(journal.path.dropna())
-
+# %% ../../nbs/26_ingest.ipynb #e969c37a
 def _forget_what_is_out(dataset: ImageDataset) -> None:
     "Remove what `optout.txt` names since the last run."
     gone = forget(dataset)
     if gone.rows: warn(f'optout.txt: {gone}', 5)
 
-# %% ../../nbs/26_ingest.ipynb #99a04647
+# %% ../../nbs/26_ingest.ipynb #24e10b74
 def _open_work(
     source: Source,
     images: ImageStore,
@@ -392,7 +387,7 @@ def _drive(source: Source, work: Work) -> None:
             bar.update(work.rows_done - bar.n)
         run_in_thread(lambda: source.send(urls, work), tick)
 
-# %% ../../nbs/26_ingest.ipynb #37ceab5b
+# %% ../../nbs/26_ingest.ipynb #b3405d89
 def _bring(dataset: ImageDataset, source: Source, work: Work) -> dict:  # requested (URLs), reused (rows)
     "Fill what is open: from the user's wishes, from what is there, from the source."
     work.leave_out()
@@ -401,7 +396,7 @@ def _bring(dataset: ImageDataset, source: Source, work: Work) -> dict:  # reques
     _drive(source, work)
     return dict(requested=requested, reused=reused)
 
-# %% ../../nbs/26_ingest.ipynb #fa867a2c
+# %% ../../nbs/26_ingest.ipynb #4c23909f
 def _finish(dataset: ImageDataset, work: Work, keys: pd.Series, something_done: bool) -> None:
     "Stop decoding and make the manifest."
     work.pool.shutdown(wait=True, cancel_futures=True)
@@ -409,7 +404,7 @@ def _finish(dataset: ImageDataset, work: Work, keys: pd.Series, something_done: 
     work.run.known.clear()  # room for the table
     work.run.final = settle(dataset.table(last=keys), dataset.config.on_conflict)
 
-# %% ../../nbs/26_ingest.ipynb #4bf14c2d
+# %% ../../nbs/26_ingest.ipynb #40c82b00
 @contextlib.contextmanager
 def plain_memory():
     "Arrow's memory comes from the system for a while."
@@ -430,7 +425,7 @@ def fill(
 ) -> IngestResult:
     "Do what is open, settle, count. Raises `TooManyFailures`, `DiskFullError`, `LockedError`, `DatasetError`."
     images = ImageStore(dataset.path)
-    half = _half_files(dataset, images)
+    half = images.half_files()
     _forget_what_is_out(dataset)
     with dataset.run() as run:
         images.clear(half)
@@ -444,14 +439,14 @@ def fill(
     write_attribution(dataset, chain(_listed_words(dataset), source.words()))
     return _judged(ingest_result(dataset, found, work.robots, **counts, kept=len(keys) - n), found, max_failures)
 
-# %% ../../nbs/26_ingest.ipynb #dcc1eb51
+# %% ../../nbs/26_ingest.ipynb #c6377770
 def _judged(res: IngestResult, found: pd.DataFrame, max_failures: float) -> IngestResult:
     "The same, with a warning of empty classes. Raises `TooManyFailures`."
     _warn_of_classes(found)
     if res.failed_share > max_failures: raise TooManyFailures(res, max_failures)
     return res
 
-# %% ../../nbs/26_ingest.ipynb #e6593379
+# %% ../../nbs/26_ingest.ipynb #c71f19b1
 def _list_copies(root: str | os.PathLike) -> list[Path]:
     "The lists in a dataset's `urls/`."
     return [place(root, 'urls', p.name) for p in sorted(place(root, 'urls').glob('*.csv'))]
@@ -475,11 +470,11 @@ def open_dataset(
         save_config(ds.path, ds.config)
     return ds
 
-# %% ../../nbs/26_ingest.ipynb #4d8081b7
+# %% ../../nbs/26_ingest.ipynb #d9017ba5
 def _first_five(names: list[str]) -> str:
     return ', '.join(names[:5]) + (f' and {len(names) - 5} more' if len(names) > 5 else '')
 
-# %% ../../nbs/26_ingest.ipynb #58c7e559
+# %% ../../nbs/26_ingest.ipynb #0611cd11
 def check_same_dataset(
     path: str | os.PathLike,
     labels: list[str],  # of the lists, sorted
@@ -507,12 +502,12 @@ def copy_lists(
             write_atomic(place(root, 'urls', 'replaced', f'{target.stem}-{sha256_hex(old)[:8]}.csv'), old)
         write_atomic(target, data)
 
-# %% ../../nbs/26_ingest.ipynb #3358d48f
+# %% ../../nbs/26_ingest.ipynb #d93a8258
 def erase(root: str | os.PathLike, gone: Gone) -> list[Path]:
     "Lists are a person's own words, and say nothing of an image but its URL: they stay as they are."
     return []
 
-# %% ../../nbs/26_ingest.ipynb #f9f02d51
+# %% ../../nbs/26_ingest.ipynb #f67cc0b1
 class WebLists(Source):
     "What lists of URLs name, fetched from where it is."
     def __init__(self, listed: pd.DataFrame, images: ImageStore, retry_failed: bool, opts: FetchOptions):
@@ -530,7 +525,7 @@ class WebLists(Source):
     async def send(self, urls: list[str], work: Work) -> None:
         await fetch_many(urls, work.handle, self.opts, work.heard)
 
-# %% ../../nbs/26_ingest.ipynb #84ea9ce2
+# %% ../../nbs/26_ingest.ipynb #569378f1
 def host_names(
     hosts: str | Iterable[str],  # a string is split at commas
 ) -> tuple[str, ...]:
@@ -538,7 +533,7 @@ def host_names(
     if isinstance(hosts, str): hosts = hosts.split(',')
     return tuple(h.strip() for h in hosts if h.strip())
 
-# %% ../../nbs/26_ingest.ipynb #faedf9ab
+# %% ../../nbs/26_ingest.ipynb #f5af9ec6
 @dataclass(frozen=True)
 class IngestOptions:
     "The keywords of `ingest`; what they mean stands there."
@@ -562,7 +557,7 @@ class IngestOptions:
     ignore_optout_headers: bool = False
     user_agent: str = ''
 
-# %% ../../nbs/26_ingest.ipynb #b694a099
+# %% ../../nbs/26_ingest.ipynb #8036be3b
 _OF_A_REQUEST = ('allow_files', 'max_bytes', 'deadline', 'tries', 'per_host', 'concurrency', 'ignore_robots',
                  'ignore_optout_headers', 'user_agent')
 
@@ -571,13 +566,13 @@ def fetch(self: IngestOptions) -> FetchOptions:
     "How to ask. Raises `UsageError` for impossible numbers."
     return FetchOptions(allow_hosts=host_names(self.allow_hosts), **{k: getattr(self, k) for k in _OF_A_REQUEST})
 
-# %% ../../nbs/26_ingest.ipynb #909d90ee
+# %% ../../nbs/26_ingest.ipynb #6c3de8e7
 @patch(as_prop=True)
 def limits(self: IngestOptions) -> Limits:
     "What an image must be. Raises `UsageError` for impossible numbers."
     return Limits(500 if self.max_size is None else self.max_size, self.max_pixels, self.min_side, self.max_aspect)
 
-# %% ../../nbs/26_ingest.ipynb #c5bec58d
+# %% ../../nbs/26_ingest.ipynb #b90a0fca
 @plain_memory()
 def ingest_lists(
     lists: str | os.PathLike | list,
@@ -629,7 +624,7 @@ def ingest(
         min_side=min_side, max_aspect=max_aspect, max_failures=max_failures, ignore_robots=ignore_robots,
         ignore_optout_headers=ignore_optout_headers, user_agent=user_agent))
 
-# %% ../../nbs/26_ingest.ipynb #31e49809
+# %% ../../nbs/26_ingest.ipynb #1f40d795
 def ask_robots(
     p: ListPlan,
     *,

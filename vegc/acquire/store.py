@@ -22,9 +22,10 @@ from .fetch import Fetched, tool
 from ..core import DatasetError, UsageError, VegcError, disk_full_is_clear, sha256_hex
 from ..data.folder import Gone, place
 from ..data.images import Prepared, prepare
+from ..data.manifest import read_row_journal
 from ..data.optout import OptOut
 
-# %% ../../nbs/23_store.ipynb #6622ae45
+# %% ../../nbs/23_store.ipynb #be974b67
 class ImageStore:
     "The folder `images/` of a dataset."
     def __init__(self,
@@ -38,7 +39,7 @@ class ImageStore:
         if label not in self.folders: self.folders[label] = os.fspath(place(self.root, 'images', label))
         return self.folders[label]
 
-# %% ../../nbs/23_store.ipynb #766dc827
+# %% ../../nbs/23_store.ipynb #101f3d0a
 @patch
 def file(self: ImageStore,
     path: str,  # as in the manifest: images/<class>/<name>
@@ -49,7 +50,7 @@ def file(self: ImageStore,
         raise DatasetError(f'{path[:200]!r} is no place of an image in {self.root}.')
     return os.path.join(self.folder(label), name)
 
-# %% ../../nbs/23_store.ipynb #3d94aa1a
+# %% ../../nbs/23_store.ipynb #c7112b60
 def _is_there(file: str, size: int) -> bool:
     "Is it a file of its own, with so many bytes?"
     try: found = os.lstat(file)
@@ -62,7 +63,7 @@ def _new_file(path: str) -> BinaryIO:
     except FileNotFoundError: os.makedirs(os.path.dirname(path), exist_ok=True)
     return open(path, 'xb', buffering=512)
 
-# %% ../../nbs/23_store.ipynb #706d3525
+# %% ../../nbs/23_store.ipynb #d976a9d8
 @patch
 def put(self: ImageStore,
     path: str,    # images/<class>/<name>
@@ -80,13 +81,13 @@ def put(self: ImageStore,
             with contextlib.suppress(FileNotFoundError): os.unlink(tmp)
             raise
 
-# %% ../../nbs/23_store.ipynb #99aa13c3
+# %% ../../nbs/23_store.ipynb #5fda3f45
 @patch
 def has(self: ImageStore, path: str) -> bool:
     "Does the image of a row of the manifest still lie there?"
     return os.path.exists(self.file(path))
 
-# %% ../../nbs/23_store.ipynb #b760aac7
+# %% ../../nbs/23_store.ipynb #575b3af0
 @patch
 def move_from(self: ImageStore,
     other: ImageStore,  # on the same disk
@@ -104,23 +105,25 @@ def sync() -> None:
     if hasattr(os, 'sync'): os.sync()
 
 @patch
-def half_files(self: ImageStore,
-    paths: Iterable[str],  # as in the manifest: what a run that did not end says it wrote
-) -> list[str]:            # sorted
-    "Those whose bytes are not what their names say. Raises `DatasetError`."
-    def is_half(path: str) -> bool:
-        file = Path(self.file(path))
-        return file.exists() and sha256_hex(file.read_bytes())[:16] != file.stem
-    return [path for path in sorted(set(paths)) if is_half(path)]
+def is_half(self: ImageStore, path: str) -> bool:
+    "Is an image there whose bytes are not what its name says?"
+    file = Path(self.file(path))
+    return file.exists() and sha256_hex(file.read_bytes())[:16] != file.stem
 
-# %% ../../nbs/23_store.ipynb #c53c3258
+@patch
+def half_files(self: ImageStore) -> list[str]:  # as in the manifest, sorted
+    "What a run that did not end says it wrote, and is not whole. Raises `DatasetError`."
+    written = read_row_journal(place(self.root, 'journal.jsonl'), ['path']).path.dropna()
+    return [path for path in sorted(set(written)) if self.is_half(path)]
+
+# %% ../../nbs/23_store.ipynb #f1dfb25d
 @patch
 def class_folders(self: ImageStore) -> list[str]:
     "The folders that are there. Raises `DatasetError` for a link that leads out of the dataset."
     top = place(self.root, 'images')
     return [self.folder(name) for name in sorted(os.listdir(top)) if (top/name).is_dir()] if top.exists() else []
 
-# %% ../../nbs/23_store.ipynb #45abbba2
+# %% ../../nbs/23_store.ipynb #6106ada6
 @patch
 def clear(self: ImageStore,
     half: Iterable[str]=(),  # as from `half_files`
@@ -148,7 +151,7 @@ class Limits:
 class OptedOut(VegcError):
     "Somebody asked that this image be left out."
 
-# %% ../../nbs/23_store.ipynb #46c38baa
+# %% ../../nbs/23_store.ipynb #e60ac8bb
 def store(
     images: ImageStore,
     labels: list[str],  # under which the image is filed
@@ -171,7 +174,7 @@ def _of_the_answer(got: Fetched) -> dict:
     return dict(http_status=got.http_status, content_type=got.content_type, fetched_at=got.fetched_at, tool=tool(),
                 bytes=None if got.data is None else len(got.data), final_url='' if again else got.final_url)
 
-# %% ../../nbs/23_store.ipynb #f7f5a752
+# %% ../../nbs/23_store.ipynb #003911f2
 def _without_empty(row: dict) -> dict: return {k: v for k, v in row.items() if v not in (None, '', False)}
 
 def failed_row(
@@ -182,7 +185,7 @@ def failed_row(
     "The row of an answer that gave no image."
     return _without_empty(base | _of_the_answer(got) | dict(status='failed', error_message=problem))
 
-# %% ../../nbs/23_store.ipynb #b1313a54
+# %% ../../nbs/23_store.ipynb #061390de
 _ABOUT_SOMEBODY = ('creator', 'landing_url')
 
 def skipped_row(
@@ -196,12 +199,12 @@ def skipped_row(
     if on_request: base = {k: v for k, v in base.items() if k not in _ABOUT_SOMEBODY}
     return failed_row(base, got, problem) | dict(status='skipped')
 
-# %% ../../nbs/23_store.ipynb #6c9b443c
+# %% ../../nbs/23_store.ipynb #b0f3752f
 def row_without_image(base: dict, got: Fetched, problem: str) -> dict:
     "The row of an answer that gave no image, whoever is to blame."
     return (skipped_row if problem.startswith('opted_out') else failed_row)(base, got, problem)
 
-# %% ../../nbs/23_store.ipynb #bb0b9185
+# %% ../../nbs/23_store.ipynb #7d94af7f
 _OF_THE_IMAGE = ('width', 'height', 'original_width', 'original_height', 'sha256', 'sha256_fetched', 'phash')
 
 def stored_row(
@@ -216,7 +219,7 @@ def stored_row(
     image = {k: getattr(prepared, k) for k in _OF_THE_IMAGE} | dict(bytes=len(prepared.data), path=path)
     return _without_empty(base | _of_the_answer(got) | image | dict(status='ok', flags=';'.join(flags)))
 
-# %% ../../nbs/23_store.ipynb #070ddc39
+# %% ../../nbs/23_store.ipynb #fd88fcac
 _HASH = re.compile('[0-9a-f]{16}')
 
 def erase(

@@ -9,7 +9,7 @@ __all__ = ['SCORES', 'mean_scores', 'sampled_scores', 'MethodScores', 'method_ta
 
 # %% ../../nbs/75_baselines.ipynb #1b3cfedf
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,7 +29,7 @@ from ..features.pixels import pixel_batches
 from ..training.loaders import BALANCE
 from ..training.probes import head_probabilities, logistic_probe, unlearned_body
 
-# %% ../../nbs/75_baselines.ipynb #e76d037a
+# %% ../../nbs/75_baselines.ipynb #5e53644d
 SCORES = ('accuracy', 'balanced_accuracy', 'macro_f1')
 
 def mean_scores(
@@ -41,7 +41,7 @@ def mean_scores(
     found = summary_scores(class_scores(np.stack([confusion_counts(true, run, c) for run in runs])))
     return {s: float(found[s].mean()) for s in SCORES}
 
-# %% ../../nbs/75_baselines.ipynb #3ee72466
+# %% ../../nbs/75_baselines.ipynb #326bbd39
 def sampled_scores(
     true: np.ndarray,        # class numbers [n]
     runs: np.ndarray,        # predicted class numbers [seeds, n]
@@ -53,7 +53,7 @@ def sampled_scores(
     seeds = np.random.default_rng(0).integers(0, len(runs), (times, len(runs)))
     return {s: np.stack([e[s] for e in each])[seeds, np.arange(times)[:, None]].mean(1) for s in SCORES}
 
-# %% ../../nbs/75_baselines.ipynb #45613701
+# %% ../../nbs/75_baselines.ipynb #800d66c2
 @dataclass
 class MethodScores:
     "A method's scores, and what they are in samples."
@@ -69,7 +69,7 @@ class MethodScores:
         low, high = share_interval(int((self.runs[0] == true).sum()), len(true))
         return res | dict(accuracy_low=low, accuracy_high=high)
 
-# %% ../../nbs/75_baselines.ipynb #fa70a299
+# %% ../../nbs/75_baselines.ipynb #4038808e
 @patch
 def against(self: MethodScores, other: MethodScores, score: str) -> dict[str, float]:
     "The difference to another method, sample by sample."
@@ -97,7 +97,7 @@ def method_table(
         rows.append(dict(method=method) | m.row(true) | (m.against(found[against], score) if compared else {}))
     return pd.DataFrame(rows)
 
-# %% ../../nbs/75_baselines.ipynb #a5e3eda4
+# %% ../../nbs/75_baselines.ipynb #c42743a0
 def guesses(
     seed: int=0,
 ) -> dict[str, Any]:  # method → a classifier of scikit-learn
@@ -122,7 +122,7 @@ def plain_methods(
         'linear SVM': make_pipeline(StandardScaler(), LinearSVC(C=1e-4, random_state=seed)),
         'random forest': RandomForestClassifier(300, random_state=seed)}
 
-# %% ../../nbs/75_baselines.ipynb #902909ab
+# %% ../../nbs/75_baselines.ipynb #abab04ae
 def plain_answers(
     x: np.ndarray,               # to learn from [n, d]
     y: np.ndarray,               # class numbers [n]
@@ -137,7 +137,7 @@ def plain_answers(
         warnings.simplefilter('ignore', ConvergenceWarning)
         return {k: clone(m).fit(x, y).predict(held) for k, m in fits}
 
-# %% ../../nbs/75_baselines.ipynb #86d30c27
+# %% ../../nbs/75_baselines.ipynb #0d248eaa
 def frozen_features(
     data: Snapshot,
     paths: Sequence[str],             # of images, relative to the dataset
@@ -152,7 +152,7 @@ def frozen_features(
         arch, size = info.arch, info.size
     return cached_features(data, arch, size, paths=paths, body=body).astype(np.float32)
 
-# %% ../../nbs/75_baselines.ipynb #667a408a
+# %% ../../nbs/75_baselines.ipynb #05f808c6
 def judged_part(
     data: Snapshot,
     split: str,      # valid or test
@@ -162,7 +162,7 @@ def judged_part(
     if split not in ('valid', 'test'): raise UsageError(f'split must be valid or test, not {split!r}.')
     return held_out(data, split, labels)
 
-# %% ../../nbs/75_baselines.ipynb #7b32fa71
+# %% ../../nbs/75_baselines.ipynb #f09fa64c
 def inputs(
     data: Snapshot,
     paths: Sequence[str],
@@ -176,7 +176,7 @@ def inputs(
     except (WeightsError, UsageError) as e: warn(f'Only pixels are used, there are no frozen features: {e}')
     return res
 
-# %% ../../nbs/75_baselines.ipynb #ba38ff6c
+# %% ../../nbs/75_baselines.ipynb #071b9991
 def baseline_answers(
     h: HeldOut,
     xs: Mapping[str, np.ndarray],            # as from `inputs`
@@ -190,7 +190,7 @@ def baseline_answers(
     for what, x in xs.items(): res |= {(k, what): v for k, v in answers(x, methods).items()}
     return res
 
-# %% ../../nbs/75_baselines.ipynb #98da7471
+# %% ../../nbs/75_baselines.ipynb #c792e417
 def stage_answers(
     data: Snapshot,
     stage: str,
@@ -213,7 +213,7 @@ def baselines(
     side: int=32,                     # of the small images whose pixels are used
     labels: str='current',            # or given
     seed: int=0,
-    trust=(),                         # module:function of the stage's body, where it is your own
+    trust: str | Callable | Sequence=(),  # module:function of the stage's body, where it is your own
 ) -> pd.DataFrame:                    # as from `method_table`, with a column features; differences in accuracy
     "What plain methods get, on the split of a stage. Raises `UsageError`, `DatasetError`, `LeakError`."
     data = snapshot(dataset, trust)
@@ -225,7 +225,7 @@ def baselines(
     res.insert(1, 'features', [features for _, features in res.method])
     return res.assign(method=[method for method, _ in res.method])
 
-# %% ../../nbs/75_baselines.ipynb #ed830db7
+# %% ../../nbs/75_baselines.ipynb #df757612
 def head_answers(
     x: np.ndarray,          # features [n, d]
     h: HeldOut,
@@ -250,7 +250,7 @@ def compare_imbalance(
     arch: str='efficientnet_lite0',   # the frozen body, where there is no stage
     size: int | tuple[int, int]=160,  # its images, where there is no stage
     labels: str='current',            # or given
-    trust=(),                         # module:function of the stage's body, where it is your own
+    trust: str | Callable | Sequence=(),  # module:function of the stage's body, where it is your own
 ) -> pd.DataFrame:                    # as from `method_table`; differences in macro-F1, against the first method
     "Ways to meet classes of unequal size, on cached features. Raises `UsageError`, `DatasetError`, `WeightsError`."
     data = snapshot(dataset, trust)

@@ -7,6 +7,7 @@ __all__ = ['stage_temperature', 'evaluate', 'evaluate_file']
 
 # %% ../../nbs/73_evaluate.ipynb #8f122a78
 import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,11 @@ from .metrics import Metrics, best_temperature, metrics_of, probabilities_of
 from .predictions import predictions, predictions_frame, test_looks
 from ..training.stages import LeakError
 
-# %% ../../nbs/73_evaluate.ipynb #cb329504
+# %% ../../nbs/73_evaluate.ipynb #401ddfb6
 def stage_temperature(
     dataset: DatasetLike,
     stage: str,
-    trust=(),         # module:function of the stage's body, where it is your own
+    trust: str | Callable | Sequence=(),  # module:function of the stage's body, where it is your own
 ) -> float | None:    # None where valid cannot be used
     "The temperature at which the truth of the valid part is most probable. Raises `UsageError`."
     try: return best_temperature(*probabilities_of(predictions(dataset, stage, 'valid', trust=trust)))
@@ -37,7 +38,7 @@ def evaluate(
     split: str='valid',      # train, valid, test
     *,
     labels: str='current',   # or given
-    trust=(),                # module:function of the stage's body, where it is your own
+    trust: str | Callable | Sequence=(),  # module:function of the stage's body, where it is your own
 ) -> Metrics:
     "Scores of a stage on a split, each with an interval. Raises `LeakError`, `UsageError`, `DatasetError`."
     data = snapshot(dataset, trust)

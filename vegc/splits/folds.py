@@ -14,7 +14,7 @@ from ..data.dataset import DatasetLike, snapshot
 from ..data.manifest import SPLITS
 from .deal import deal
 
-# %% ../../nbs/44_folds.ipynb #9a197111
+# %% ../../nbs/44_folds.ipynb #ffaef675
 def main_classes(
     label: np.ndarray,  # class number of each image [n]
     group: np.ndarray,  # group number of each image [n]
@@ -39,6 +39,7 @@ def group_folds(
     if not 2 <= k <= n: raise UsageError(f'{n} groups cannot be dealt over {k} folds; k must be between 2 and that.')
     return _fold_of_group(np.bincount(group), main_classes(label, group), k, np.random.default_rng(seed))[group]
 
+# %% ../../nbs/44_folds.ipynb #3a2162c7
 def _fold_of_group(sizes: np.ndarray, classes: pd.Series, k: int, rng: np.random.Generator) -> np.ndarray:
     "The fold of each group."
     res, load = np.zeros(len(sizes), int), np.zeros(k)
@@ -49,7 +50,7 @@ def _fold_of_group(sizes: np.ndarray, classes: pd.Series, k: int, rng: np.random
         np.add.at(load, res[mine], sizes[mine])
     return res
 
-# %% ../../nbs/44_folds.ipynb #4127ba57
+# %% ../../nbs/44_folds.ipynb #a022a3f7
 def folds(
     dataset: DatasetLike,
     k: int=5,
