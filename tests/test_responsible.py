@@ -29,12 +29,23 @@ ALLOWED_OUTPUTS: dict[str, str] = {
     'nbs/24_data.ipynb': 'squares of one colour, drawn in the notebook',
     'nbs/30_train.ipynb': 'curves of losses and rates on digits',
     'nbs/35_heads.ipynb': "a chart of trials on the numbers of scikit-learn's digits",
+<<<<<<< HEAD
+    'nbs/80_fonts.ipynb': 'a chart of made-up numbers',
+    'nbs/81_charts.ipynb': 'charts: of made-up numbers, and of what a regression and a small network say of digits',
+    'nbs/82_pictures.ipynb': "scikit-learn's handwritten digits, drawn as files in the notebook",
+    'nbs/83_interpret.ipynb': 'bright bars on noise, drawn in the notebook',
+    'nbs/85_data_facts.ipynb': 'walls of one colour with an ellipse, drawn in the notebook',
+    'nbs/87_report.ipynb': 'reports about walls of one colour with an ellipse, drawn in the notebook',
+    'nbs/55_baselines.ipynb': "charts of accuracies on scikit-learn's digits",
+    'nbs/56_growth.ipynb': "a chart of accuracies on scikit-learn's digits",
+=======
     'nbs/45_fonts.ipynb': 'a chart of made-up numbers',
     'nbs/51_plots.ipynb': 'charts: of made-up numbers, and of what a regression and a small network say about digits',
     'nbs/54_interpret.ipynb': 'bright bars on noise, drawn in the notebook',
     'nbs/52_pictures.ipynb': "scikit-learn's handwritten digits, drawn as files in the notebook",
     'nbs/75_baselines.ipynb': "charts of accuracies on scikit-learn's digits",
     'nbs/76_growth.ipynb': "a chart of accuracies on scikit-learn's digits",
+>>>>>>> main
     'nbs/71_demo.ipynb': "scikit-learn's digits drawn by the program, partly on crops of scikit-learn's sample photographs of a temple and a flower",
     'nbs/60_wrong_labels.ipynb': 'a chart of chances on made-up numbers',
     'nbs/61_outliers.ipynb': 'a histogram of made-up numbers',
