@@ -19,7 +19,8 @@ ALLOWED_FILES: dict[str, str] = {
 # A notebook that draws only charts says so; nothing here may be a photograph of a person.
 ALLOWED_OUTPUTS: dict[str, str] = {
     'nbs/20_lists.ipynb': 'a bar chart of made-up lists',
-    'nbs/11_images.ipynb': 'colour noise drawn in the notebook, and a histogram',
+    'nbs/10_images.ipynb': 'colour noise drawn in the notebook, and a histogram',
+    'nbs/27_add.ipynb': 'noise of 28 pixels drawn in the notebook',
     'nbs/31_pixels.ipynb': "scikit-learn's sample photographs of a flower and a temple",
     'nbs/32_features.ipynb': "crops of scikit-learn's sample photograph of a flower",
     'nbs/40_overlap.ipynb': "crops of scikit-learn's sample photograph of a flower",
