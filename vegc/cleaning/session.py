@@ -18,7 +18,6 @@ from .reasons import reason
 from ..core import UsageError, warn
 from ..data.dataset import DatasetLike, ImageDataset, Snapshot, lists_written, snapshot
 from ..data.decisions import ACTIONS, DecisionLog, check_owner, image_marks, log_head
-from ..data.folder import place
 
 # %% ../../nbs/64_session.ipynb #b9b8136d
 def review_items(
