@@ -24,7 +24,8 @@ test_looks.__test__ = False  # a function of the package, not a test
 
 
 def noise(folder, n=60, copies=3, classes=3):
-    """Images of noise under labels that are dice; each in several copies, which share a group: there is nothing to learn
+    """Images of noise under labels that are dice; each in several copies, which share a group: there is nothing to
+    learn
     but copies."""
     ds, rng = ImageDataset(folder, subject='objects'), np.random.default_rng(0)
     with ds.run() as run:
