@@ -1,18 +1,3 @@
-<<<<<<< HEAD
-"""What finds planted flaws first, and what cleaning them buys: the usual ways, cleanlab, fastai's order and vegc on
-the same photographs.
-
-    python nbs/bench/clean_bench.py --photos DIR [--seeds 0 1 2 3 4] [--junk spread clumped] \
-        [--out clean.jsonl] [--work FOLDER]
-
-DIR holds a folder of pictures a class; the figures in the docs are on the public "clothing dataset small" (CC0,
-3,068 photographs). Each planting adds to them, at random: 289 wrong labels, 107 pictures that do not belong
-(drawn digits, pieces of scikit-learn's sample photographs, textures, blanks), 153 exact and 153 near copies. A
-line of results is appended as it is known, and what is there already is not measured again, so the program can be
-stopped and continued. FOLDER keeps pictures and features between runs. Models are heads on features of a frozen
-network, computed once. CPU seconds are of this process, which should run on one thread (OMP_NUM_THREADS=1);
-memory is the most that a step needed beyond what was there before it (Linux)."""
-=======
 """What finds planted flaws first, and what cleaning them buys: the usual ways, cleanlab, fastai's order and vegc on the
 same photographs.
 
@@ -26,7 +11,6 @@ appended as it is known, and what is there already is not measured again, so the
 FOLDER keeps images and features between runs. Models are heads on features of a frozen network, computed once. CPU
 seconds are of this process, which should run on one thread (OMP_NUM_THREADS=1); memory is the most that a step needed
 beyond what was there before it (Linux)."""
->>>>>>> main
 import argparse
 import functools
 import json
@@ -94,24 +78,6 @@ def texture(rng, alike):
     "Noise of one grain, stripes, rings or blotches, in colours of their own."
     y, x = np.mgrid[:300, :300]/300.
     turn = rng.uniform(0, 2*np.pi)
-<<<<<<< HEAD
-    waves = [
-        lambda: np.sin(rng.uniform(20, 120) * (x * np.cos(turn) + y * np.sin(turn))),
-        lambda: np.sin(rng.uniform(20, 120) * np.hypot(x - rng.random(), y - rng.random())),
-        lambda: np.asarray(
-            Image.fromarray(rng.normal(0, 1, (n := int(rng.integers(3, 80)), n)).astype(np.float32)).resize(
-                (300, 300), Image.Resampling.BICUBIC
-            )
-        ),
-    ]
-    a, b = rng.uniform(0, 255, (2, 3))
-    return Image.fromarray(
-        (a + (b - a) * (0.5 + waves[2 if alike else rng.integers(3)]()[..., None] / 2)).clip(0, 255).astype(np.uint8)
-    )
-
-
-def blank(rng, alike):
-=======
 
     def stripes(): return np.sin(rng.uniform(20, 120)*(x*np.cos(turn) + y*np.sin(turn)))
     def rings(): return np.sin(rng.uniform(20, 120)*np.hypot(x - rng.random(), y - rng.random()))
@@ -126,7 +92,6 @@ def blank(rng, alike):
 
 def blank(rng, alike):
     "One colour."
->>>>>>> main
     return Image.new('RGB', (300, 300), (255, 255, 255) if alike else tuple(map(int, rng.integers(0, 256, 3))))
 
 
@@ -148,12 +113,7 @@ def screen(rng, alike):
 KINDS = dict(
     spread=((digit, 40, False), (piece, 30, False), (texture, 27, False), (blank, 10, False)),
     clumped=((digit, 50, True), (piece, 37, True), (blank, 20, True)),
-<<<<<<< HEAD
-    mixed=((digit, 20, True), (screen, 40, False), (piece, 17, False), (texture, 20, True), (blank, 10, False)),
-)
-=======
     mixed=((digit, 20, True), (screen, 40, False), (piece, 17, False), (texture, 20, True), (blank, 10, False)))
->>>>>>> main
 
 
 def base(photos, work):
@@ -178,34 +138,6 @@ def plant(source, work, junk, seed):
     share = np.array([sum(r['true'] == c for r in rows) for c in classes])/len(rows)
     def store(data, label, **more):
         p = prepare(data)
-<<<<<<< HEAD
-        path = (
-            Path('images') / label / f'{p.sha256[:16]}+{junk}-{seed}-{len(rows)}.{p.ext}'
-        )  # equal bytes stay two pictures, as for every other tool
-        if not (ds.path/path).exists(): (ds.path/path).write_bytes(p.data)
-        rows.append(
-            dict(
-                given_label=label,
-                path=str(path),
-                width=p.width,
-                height=p.height,
-                sha256=p.sha256,
-                phash=p.phash,
-                flags=';'.join(p.flags),
-            )
-            | more
-        )
-
-    near = plant_near_copies([ds.path/r['path'] for r in rows], ds.path/'new', seed=rng.integers(2**31), n=COPIES)
-    for r in near.itertuples():
-        store(
-            Path(r.copy).read_bytes(),
-            r.label,
-            true=r.label,
-            original=str(Path(r.original).relative_to(ds.path)),
-            change=r.change,
-        )
-=======
         # equal bytes stay two images, as for every other tool
         path = Path('images')/label/f'{p.sha256[:16]}+{junk}-{seed}-{len(rows)}.{p.ext}'
         if not (ds.path/path).exists(): (ds.path/path).write_bytes(p.data)
@@ -215,7 +147,6 @@ def plant(source, work, junk, seed):
     for r in near.itertuples():
         original = str(Path(r.original).relative_to(ds.path))
         store(Path(r.copy).read_bytes(), r.label, true=r.label, original=original, change=r.change)
->>>>>>> main
     for r in [rows[i] for i in rng.choice(len(source.images), COPIES, replace=False)]:
         path = f'{r["path"][:-4]}+{junk}-{seed}{r["path"][-4:]}'
         if not (ds.path/path).exists(): os.link(ds.path/r['path'], ds.path/path)
@@ -229,17 +160,8 @@ def plant(source, work, junk, seed):
     for i in rng.choice(np.flatnonzero([r['true'] != '' for r in rows]), WRONG, replace=False):
         rows[i]['given_label'] = rng.choice([c for c in classes if c != rows[i]['true']])
     table = pd.DataFrame(rows).fillna(dict(change=''))
-<<<<<<< HEAD
-    write_manifest(
-        ds.manifest_path,
-        manifest_frame(
-            table.assign(key=table.index.astype(str), url=table.path, status='ok', split=None, duplicate_group=None)
-        ),
-    )
-=======
     fresh = table.assign(key=table.index.astype(str), url=table.path, status='ok', split=None, duplicate_group=None)
     write_manifest(ds.path/'manifest.parquet', manifest_frame(fresh))
->>>>>>> main
     return ds, table.set_index('path').loc[ds.stored().path].reset_index()
 
 
@@ -248,19 +170,11 @@ def plant(source, work, junk, seed):
 @contextmanager
 def cost():
     "CPU seconds and megabytes of a step."
-<<<<<<< HEAD
-    res, memory = (
-        {},
-        lambda what: next(int(line.split()[1]) / 1024 for line in open('/proc/self/status') if line.startswith(what)),
-    )
-    if (linux := Path('/proc/self/clear_refs').exists()):
-=======
     res, linux = {}, Path('/proc/self/clear_refs').exists()
     def memory(what):
         with open('/proc/self/status') as f:
             return next(int(line.split()[1])/1024 for line in f if line.startswith(what))
     if linux:
->>>>>>> main
         Path('/proc/self/clear_refs').write_text('5')  # forgets the peak
         before = memory('VmRSS')
     start = time.process_time()
@@ -282,24 +196,10 @@ def needed(order, hit, share, total=None):
 
 
 def head(k, d, regularised):
-<<<<<<< HEAD
-    """A head as fastai builds it, but for a first batch norm, which standardised features have behind them; or one
-    with nothing against learning by heart."""
-    if not regularised: return nn.Sequential(nn.Linear(d, 512), nn.ReLU(), nn.Linear(512, k))
-    return nn.Sequential(
-        nn.Dropout(0.25),
-        nn.Linear(d, 512, bias=False),
-        nn.ReLU(),
-        nn.BatchNorm1d(512),
-        nn.Dropout(0.5),
-        nn.Linear(512, k),
-    )
-=======
     "A head as fastai builds it, without its first batch norm; or one with nothing against learning by heart."
     if not regularised: return nn.Sequential(nn.Linear(d, 512), nn.ReLU(), nn.Linear(512, k))
     first = nn.Dropout(.25), nn.Linear(d, 512, bias=False), nn.ReLU(), nn.BatchNorm1d(512)
     return nn.Sequential(*first, nn.Dropout(.5), nn.Linear(512, k))
->>>>>>> main
 
 
 def trained(x, y, epochs, seed, regularised=True, lr=1e-3):
@@ -328,13 +228,8 @@ def losses(net, x, y):
 # The ways to look
 
 def fastai_order(x, y, seed, most=30):
-<<<<<<< HEAD
-    """What ImageClassifierCleaner shows: by class and part the thirty with the greatest loss of a model that trained
-    on four fifths; here, to its advantage, all menus merged by loss."""
-=======
     """What ImageClassifierCleaner shows: by class and part the thirty with the greatest loss of a model that trained on
     four fifths; here, to its advantage, all menus merged by loss."""
->>>>>>> main
     valid = np.random.default_rng(seed).random(len(y)) < .2
     loss = losses(trained(x[~valid], y[~valid], 4, seed), x, y)
     menus = [np.flatnonzero((y == c) & (valid == part)) for c in np.unique(y) for part in (False, True)]
@@ -343,25 +238,6 @@ def fastai_order(x, y, seed, most=30):
 
 
 def vegc_ranks(ds, x, y, pairs, copies):
-<<<<<<< HEAD
-    """Out-of-fold probabilities, the table of issues, and what either cost; the search for copies has been done and
-    is added."""
-    with cost() as folds: p = out_of_fold(x, y, pd.factorize(ds.stored().duplicate_group)[0])
-    with cost() as rest, patch('vegc.cleaning.issues.duplicate_pairs', lambda *_: pairs):
-        issues = find_issues(ds, pred_probs=(p := p / p.sum(1, keepdims=True)), features=x)
-    steps = folds, rest, copies
-    return (
-        p,
-        issues,
-        folds,
-        dict(cpu=round(sum(c['cpu'] for c in steps), 2), memory=max(c['memory'] or 0 for c in steps)),
-    )
-
-
-def ways(ds, x, z, y, p, seed):
-    """Each other way to rank pictures: name, cost, score of labels and of junk (low is bad), order of review; what it
-    does not give is None."""
-=======
     "Out-of-fold probabilities, the table of issues, and what either cost; the search for duplicates is added."
     with cost() as folds: p = out_of_fold(x, y, pd.factorize(ds.stored().duplicate_group)[0])
     p = p/p.sum(1, keepdims=True)
@@ -374,7 +250,6 @@ def ways(ds, x, z, y, p, seed):
 
 def ways(ds, x, z, y, p, seed):
     "Each other way to rank images: name, cost, score of labels and of junk (low is bad), order; None: it gives none."
->>>>>>> main
     for epochs in (1, 4, 30):
         with cost() as c: loss = losses(trained(z, y, epochs, seed), z, y)
         yield f'loss in sample, {epochs} epochs', c, -loss, None, np.argsort(-loss)
@@ -387,16 +262,6 @@ def ways(ds, x, z, y, p, seed):
         for method in ('self_confidence', 'normalized_margin', 'confidence_weighted_entropy'):
             q = get_label_quality_scores(y, probs, method=method)
             yield f'cleanlab {method}{said}', {} if said else c, q, None, np.argsort(q)
-<<<<<<< HEAD
-            if not said and method == 'self_confidence':
-                yield (
-                    'cleanlab, labels and outliers 4 : 1',
-                    c,
-                    q,
-                    knn,
-                    np.array(merge_queues([np.argsort(q).tolist(), np.argsort(knn).tolist()], [4, 1])),
-                )
-=======
             if said or method != 'self_confidence': continue
             merged = merge_queues([np.argsort(q).tolist(), np.argsort(knn).tolist()], [4, 1])
             yield 'cleanlab, labels and outliers 4 : 1', c, q, knn, np.array(merged)
@@ -405,7 +270,6 @@ def ways(ds, x, z, y, p, seed):
 def precision_of(score, hit):
     "Average precision of a score, low is bad; None for none."
     return None if score is None else average_precision(np.argsort(score, kind='stable'), hit)
->>>>>>> main
 
 
 def rank_rows(ds, table, x, z, y, p, issues, spent, seed):
@@ -416,24 +280,6 @@ def rank_rows(ds, table, x, z, y, p, issues, spent, seed):
     ours = 'vegc', spent, t.label_score.to_numpy(), -t.outlier.to_numpy(), np.argsort(t['rank'].to_numpy())
     for way, c, labels, outliers, order in [*ways(ds, x, z, y, p, seed), ours]:
         seen = np.cumsum(flaw[order])/flaw.sum()
-<<<<<<< HEAD
-        yield (
-            dict(
-                way=way,
-                ap_labels=None if labels is None else average_precision(np.argsort(labels, kind='stable'), wrong),
-                ap_junk=None if outliers is None else average_precision(np.argsort(outliers, kind='stable'), junk),
-                views_80=needed(order, flaw, 0.8, flaw.sum()),
-                views_95=needed(order, flaw, 0.95, flaw.sum()),
-                curve=[round(float(seen[min(v, len(seen)) - 1]), 3) if v else 0.0 for v in VIEWS],
-            )
-            | c
-        )
-
-
-def sure_rows(table, p, issues):
-    """How often suggested labels are right, by what was said of them: by the chance that vegc gives, and by the plain
-    probability."""
-=======
         yield dict(way=way, ap_labels=precision_of(labels, wrong), ap_junk=precision_of(outliers, junk),
                    views_80=needed(order, flaw, .8, flaw.sum()), views_95=needed(order, flaw, .95, flaw.sum()),
                    curve=[round(float(seen[min(v, len(seen)) - 1]), 3) if v else 0. for v in VIEWS]) | c
@@ -441,33 +287,11 @@ def sure_rows(table, p, issues):
 
 def sure_rows(table, p, issues):
     "How often suggested labels are right, by what was said of them: vegc's chance, and the plain probability."
->>>>>>> main
     t = issues.set_index('path').loc[table.path].reset_index()
     right, asked = (t.predicted_label == table.true).to_numpy(), (t.predicted_label != t.given_label).to_numpy()
     for name, said in (('chance', t.confidence.to_numpy()), ('probability', p.max(1))):
         for low, high in pairwise(BINS):
             some = asked & (said >= low) & (said < high)
-<<<<<<< HEAD
-            if some.any():
-                yield dict(
-                    way=name, low=low, n=int(some.sum()), said=float(said[some].sum()), right=int(right[some].sum())
-                )
-    true = dict(zip(table.path, table.true, strict=True))
-    for at in (.5, .8, .9, .95):
-        new = [r for r in rule_decisions(t.assign(split='train'), at) if r['action'] == 'relabel']
-        yield dict(
-            way='clean --auto',
-            low=at,
-            n=len(new),
-            said=float(sum(t.confidence[t.path.isin([r['path'] for r in new])])),
-            right=sum(r['label'] == true[r['path']] for r in new),
-        )
-
-
-def pair_rows(table, x, pairs, spent):
-    """One line a way to rank pairs with a planted copy in them. Whether two of the photographs are copies nobody has
-    told, so their pairs are left out; exact copies are taken out before."""
-=======
             if not some.any(): continue
             yield dict(way=name, low=low, n=int(some.sum()), said=float(said[some].sum()), right=int(right[some].sum()))
     true = dict(zip(table.path, table.true, strict=True))
@@ -481,7 +305,6 @@ def pair_rows(table, x, pairs, spent):
 def pair_rows(table, x, pairs, spent):
     """One line a way to rank pairs with a planted near-duplicate in them. Whether two of the photographs are duplicates
     nobody knows, so their pairs are left out; exact duplicates are taken out before."""
->>>>>>> main
     t = table[table.change != 'exact']
     at = {p: i for i, p in enumerate(t.path)}
     n, copies = len(t), t[t.change != '']
@@ -492,43 +315,6 @@ def pair_rows(table, x, pairs, spent):
     hit = np.zeros((n, n), bool)
     hit[tuple(np.array(sorted(want)).T)] = True
     rows = x[table.index[table.change != 'exact']].astype(np.float32)
-<<<<<<< HEAD
-    unit = lambda v: v/np.linalg.norm(v, axis=1, keepdims=True)
-    bits = lambda hashes: (
-        np.unpackbits(np.frombuffer(bytes.fromhex(''.join(hashes)), np.uint8).reshape(n, -1), axis=1).astype(np.float32)
-        * 2
-        - 1
-    )
-
-    def hashed():
-        plain = bits(t.phash)
-        return np.maximum(plain @ plain.T, plain @ bits([phash_mirrored(h) for h in t.phash]).T)
-
-    for way, similar in (
-        ('perceptual hash, 256 bits, mirrored too', hashed),
-        ('cosine', lambda: unit(rows) @ unit(rows).T),
-        ('cosine, whitened', lambda: (w := whiten(rows)) @ w.T),
-    ):
-        with cost() as c: order = np.argsort(-similar()[a, b], kind='stable')
-        yield dict(way=way, ap_pairs=average_precision(order, hit[a, b]), pairs_95=needed(order, hit[a, b], .95)) | c
-    found = (
-        pairs.assign(a=table.path[pairs.a].map(at).to_numpy(), b=table.path[pairs.b].map(at).to_numpy())
-        .dropna()
-        .sort_values('similarity', ascending=False, kind='stable')
-    )
-    found = found.astype(dict(a=int, b=int))
-    found = found[planted[found.a] | planted[found.b]]
-    ours = np.array([tuple(sorted(ab)) in want for ab in zip(found.a, found.b, strict=True)])
-    yield (
-        dict(
-            way='vegc',
-            ap_pairs=average_precision(np.arange(len(ours)), ours, len(want)),
-            pairs_95=needed(np.arange(len(ours)), ours, 0.95, len(want)),
-            found=int(ours.sum()),
-        )
-        | spent
-    )
-=======
     def bits(hashes):
         data = np.frombuffer(bytes.fromhex(''.join(hashes)), np.uint8).reshape(n, -1)
         return np.unpackbits(data, axis=1).astype(np.float32)*2 - 1
@@ -552,23 +338,11 @@ def pair_rows(table, x, pairs, spent):
     order = np.arange(len(ours))
     yield dict(way='vegc', ap_pairs=average_precision(order, ours, len(want)),
                pairs_95=needed(order, ours, .95, len(want)), found=int(ours.sum())) | spent
->>>>>>> main
 
 
 # What cleaning buys
 
 def effect_rows(ds, table, z, y, issues, seed, views=(0, 620)):
-<<<<<<< HEAD
-    """Accuracy on photographs kept apart, by a head that learns by heart and by one that does not, after so many
-    pictures were looked at."""
-    groups, rng = ds.stored().duplicate_group.to_numpy(), np.random.default_rng([seed, 7])
-    apart = np.isin(groups, rng.permutation(np.unique(groups))[:len(np.unique(groups))//5])
-    true = pd.Categorical(table.true, sorted(table.given_label.unique())).codes.astype(int)
-    held, rank = (
-        np.flatnonzero(apart & (table.change == '') & (true >= 0)),
-        issues.set_index('path')['rank'].loc[table.path].to_numpy(),
-    )
-=======
     "Accuracy on photographs kept apart, by a head that learns by heart and one that does not, after so many views."
     groups, rng = ds.stored().duplicate_group.to_numpy(), np.random.default_rng([seed, 7])
     apart = np.isin(groups, rng.permutation(np.unique(groups))[:len(np.unique(groups))//5])
@@ -576,34 +350,14 @@ def effect_rows(ds, table, z, y, issues, seed, views=(0, 620)):
     held = np.flatnonzero(apart & (table.change == '') & (true >= 0))
     rank = issues.set_index('path')['rank'].loc[table.path].to_numpy()
     def accuracy(net, i, want): return float((net(torch.from_numpy(z[i])).argmax(1).numpy() == want[i]).mean())
->>>>>>> main
     for k in views:
         seen = rank <= k
         label, used = np.where(seen & (true >= 0), true, y), ~apart & ~(seen & (true < 0))
         for way, epochs, regularised in (('learns by heart', 40, False), ('regularised', 8, True)):
-<<<<<<< HEAD
-            with cost() as c:
-                net = trained(z[used], label[used], epochs, seed, regularised, lr=3e-4 if regularised else 1e-3)
-
-            def accuracy(i, want, net=net):
-                return float((net(torch.from_numpy(z[i])).argmax(1).numpy() == want[i]).mean())
-
-            yield (
-                dict(
-                    way=way,
-                    views=k,
-                    n=len(held),
-                    accuracy=accuracy(held, true),
-                    by_heart=accuracy(np.flatnonzero(used), label),
-                )
-                | c
-            )
-=======
             lr = 3e-4 if regularised else 1e-3
             with cost() as c: net = trained(z[used], label[used], epochs, seed, regularised, lr=lr)
             by_heart = accuracy(net, np.flatnonzero(used), label)
             yield dict(way=way, views=k, n=len(held), accuracy=accuracy(net, held, true), by_heart=by_heart) | c
->>>>>>> main
 
 
 def measure(work, source, junk, seed, known):
@@ -613,28 +367,6 @@ def measure(work, source, junk, seed, known):
     with cost() as copies: pairs = duplicate_pairs(ds, ds.stored())
     yield 'pairs', pair_rows(table, x, pairs, copies)
     if 'rank' in known: return
-<<<<<<< HEAD
-    groups = group_numbers(len(table), pairs).astype(str)
-    write_manifest(
-        ds.manifest_path,
-        manifest_frame(ds.df.assign(duplicate_group=ds.df.path.map(dict(zip(table.path, groups, strict=True))))),
-    )
-    y = pd.Categorical(table.given_label, sorted(table.given_label.unique())).codes.astype(int)
-    z = (
-        PCA(512, iterated_power=2, random_state=0)
-        .fit_transform((x - x.mean(0, dtype=np.float32)) / np.maximum(x.std(0, dtype=np.float32), 1e-3))
-        .astype(np.float32)
-    )
-    z /= z.std()
-    p, issues, folds, spent = vegc_ranks(ds, x, y, pairs, copies)
-    yield (
-        'cost',
-        [
-            dict(way='features of what was planted', n=JUNK + COPIES) | c,
-            dict(way='out of fold, ten folds, two looks', n=len(y)) | folds,
-        ],
-    )
-=======
     group_of = dict(zip(table.path, group_numbers(len(table), pairs).astype(str), strict=True))
     grouped = ds.df.assign(duplicate_group=ds.df.path.map(group_of))
     write_manifest(ds.path/'manifest.parquet', manifest_frame(grouped))
@@ -646,7 +378,6 @@ def measure(work, source, junk, seed, known):
     p, issues, folds, spent = vegc_ranks(ds, x, y, pairs, copies)
     yield 'cost', [dict(way='features of what was planted', n=JUNK + COPIES) | c,
                    dict(way='out of fold, ten folds, two looks', n=len(y)) | folds]
->>>>>>> main
     yield 'effect', effect_rows(ds, table, z, y, issues, seed)
     yield 'sure', sure_rows(table, p, issues)
     yield 'rank', rank_rows(ds, table, x, z, y, p, issues, spent, seed)
@@ -665,21 +396,10 @@ def interval(values):
 
 if __name__ == '__main__':
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-<<<<<<< HEAD
-    for name, kw in {
-        'photos': dict(required=True),
-        'seeds': dict(type=int, nargs='+', default=[0, 1, 2, 3, 4]),
-        'junk': dict(nargs='+', default=['spread', 'clumped'], choices=sorted(KINDS)),
-        'out': dict(default=str(Path(__file__).with_name('clean.jsonl'))),
-        'work': {},
-    }.items():
-        parser.add_argument(f'--{name}', **kw)
-=======
     options = dict(photos=dict(required=True), seeds=dict(type=int, nargs='+', default=[0, 1, 2, 3, 4]),
                    junk=dict(nargs='+', default=['spread', 'clumped'], choices=sorted(KINDS)),
                    out=dict(default=str(Path(__file__).with_name('clean.jsonl'))), work={})
     for name, kw in options.items(): parser.add_argument(f'--{name}', **kw)
->>>>>>> main
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         work, out = Path(args.work or folder), Path(args.out)
@@ -693,10 +413,5 @@ if __name__ == '__main__':
                     new = [rounded(dict(junk=junk, seed=seed, what=what) | r) for r in rows]
                     with open(out, 'a') as f: f.writelines(json.dumps(r) + '\n' for r in new)
                     for r in new:
-<<<<<<< HEAD
-                        if r['way'] in ('vegc', 'clean --auto', 'learns by heart', 'regularised'):
-                            print({k: v for k, v in r.items() if k != 'curve'}, flush=True)
-=======
                         if r['way'] not in ('vegc', 'clean --auto', 'learns by heart', 'regularised'): continue
                         print({k: v for k, v in r.items() if k != 'curve'}, flush=True)
->>>>>>> main

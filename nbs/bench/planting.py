@@ -1,12 +1,7 @@
 """Near-duplicates planted among photographs, as they go around: resized, recompressed, cropped, brightened, mirrored.
 
     from planting import plant_near_copies
-<<<<<<< HEAD
-    # a table of what was planted; `out` is a folder a class, ready for `vegc add`
-    plant_near_copies(photos, out, seed=0)
-=======
     plant_near_copies(photos, out, seed=0)   # a table of what was planted; `out` is a folder a class, for `vegc add`
->>>>>>> main
     python nbs/bench/planting.py PHOTOS OUT [--n 153] [--seed 0] [--each 1]
 
 PHOTOS is a folder a class, or a list of files. An original is never written to; its copy is
@@ -27,12 +22,7 @@ def photographs(folder):
 
 
 def changed(im, how, rng):
-<<<<<<< HEAD
-    """To 45–80 % of its size; to 75–92 % of each side, from anywhere; brighter by a fifth to a half. Recompressing is
-    done in saving."""
-=======
     "To 45–80 % of its size; to 75–92 % of each side; brighter by 20–50 %. Recompressing is done in saving."
->>>>>>> main
     if how == 'resized':
         s = rng.uniform(.45, .8)
         return im.resize((round(im.width*s), round(im.height*s)), Image.Resampling.LANCZOS)
@@ -71,11 +61,7 @@ if __name__ == '__main__':
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('photos')
     parser.add_argument('out')
-<<<<<<< HEAD
-    for name, default in (('n', 153), ('seed', 0), ('each', 1)):
-=======
     for name, default in dict(n=153, seed=0, each=1).items():
->>>>>>> main
         parser.add_argument(f'--{name}', type=int, default=default)
     args = parser.parse_args()
     print(plant_near_copies(args.photos, args.out, args.seed, args.n, each=args.each).change.value_counts().to_string())

@@ -122,7 +122,7 @@ def ours(ds, seed, frozen, unfrozen, bf16=False, cached=True):
     import vegc.features.features
     import vegc.training.train
     from vegc.evaluation.predictions import probabilities
-    vegc.features.backbones.bf16_helps = lambda device='cpu': bf16
+    vegc.features.features.bf16_helps = lambda device='cpu': bf16
     for part in ('frozen', 'unfrozen')[:1 + bool(unfrozen)]:  # the second call goes on from the first one's stage
         learn = vegc.training.train.train(
             ds,
@@ -216,12 +216,12 @@ def ablation(ds, seed, **way):
     from fastai.vision.core import TensorImage
     from fasttransform import Pipeline
     from torch import nn
-    from vegc.training.loaders import default_augment, items
+    from vegc.training.loaders import default_augment
     from vegc.features.features import cached_features
     from vegc.features.pixels import pixel_batches
     from vegc.features.backbones import fold_batchnorm, image_body, image_model, param_groups
     way = NOW | way
-    rows = items(ds)
+    rows = ds.read().items()
     classes = sorted(rows.label.unique())
     y = torch.tensor([classes.index(c) for c in rows.label])
     train, held = (torch.from_numpy(np.flatnonzero(where)) for where in (rows.split == 'train', rows.split != 'train'))

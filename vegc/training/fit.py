@@ -53,7 +53,7 @@ def overfit_since(
     worse = last['valid_loss'] > best['valid_loss']*(1 + tolerance) and last['train_loss'] < best['train_loss']
     return best['epoch'] if worse else None
 
-# %% ../../nbs/55_fit.ipynb #173f3268
+# %% ../../nbs/55_fit.ipynb #773aa18d
 @dataclass(frozen=True)
 class Part:
     "One part of the recipe."
@@ -69,7 +69,7 @@ class Part:
         what = (learn.info.recipe, self.name, self.epochs, self.lr, self.patience, train.bs, len(train))
         return sha256_hex(repr(what).encode())[:16]
 
-# %% ../../nbs/55_fit.ipynb #1887165a
+# %% ../../nbs/55_fit.ipynb #ea88b951
 def fill_recorder(learn: Learner) -> Learner:
     "Write the history of a learner's record into fastai's recorder."
     rec, rows = learn.recorder, learn.info.history
@@ -80,7 +80,7 @@ def fill_recorder(learn: Learner) -> Learner:
     rec.metric_names = ['epoch', 'train_loss', 'valid_loss', 'accuracy', 'time']
     return learn
 
-# %% ../../nbs/55_fit.ipynb #2ef2b1bd
+# %% ../../nbs/55_fit.ipynb #243a113d
 def _restore(learn: Learner, part: Part, left: dict | None) -> None:
     "Put back what a stopped run has left."
     if not left: return
@@ -91,7 +91,7 @@ def _restore(learn: Learner, part: Part, left: dict | None) -> None:
     info.history[:], info.best, info.bf16 = left['history'], left['best'], left['bf16']
     print(f'{part.name}: going on after epoch {left["epoch"]} of {part.epochs}.', file=sys.stderr)
 
-# %% ../../nbs/55_fit.ipynb #cfdb5a1c
+# %% ../../nbs/55_fit.ipynb #aa4e857c
 def _callbacks(learn: Learner, part: Part, left: dict | None) -> tuple[EpochLog, KeepBest, list[Callback]]:
     "What goes on around the epochs of a part."
     info = learn.info
@@ -103,14 +103,14 @@ def _callbacks(learn: Learner, part: Part, left: dict | None) -> tuple[EpochLog,
     if learn.checkpoint: around.append(WriteCheckpoint(learn.checkpoint, part.recipe(learn), keep))
     return log, keep, around
 
-# %% ../../nbs/55_fit.ipynb #4fd49e97
+# %% ../../nbs/55_fit.ipynb #0e8afea1
 def _with_others(learn: Learner) -> AbstractContextManager:
     "Alone, or with the learners of other processes."
     if ranks() == 1: return nullcontext()
     from vegc.training.distributed import across_ranks  # needs accelerate, which one process does not
     return across_ranks(learn)
 
-# %% ../../nbs/55_fit.ipynb #780ef457
+# %% ../../nbs/55_fit.ipynb #fe92b3f7
 def _fit_once(learn: Learner, part: Part) -> Learner:
     "One-cycle training of a part, from its start or from where a stopped run was."
     info, model = learn.info, learn.model
@@ -126,7 +126,7 @@ def _fit_once(learn: Learner, part: Part) -> Learner:
     _warn_of_overfit(info.history, part)
     return fill_recorder(learn)
 
-# %% ../../nbs/55_fit.ipynb #8c95dc4b
+# %% ../../nbs/55_fit.ipynb #123dc251
 def _warn_of_overfit(history: list[dict], part: Part) -> None:
     since = overfit_since([row for row in history if row['part'] == part.name])
     if not since or this_rank(): return
@@ -140,7 +140,7 @@ def _out_of_memory(e: RuntimeError) -> bool:
     said = ('out of memory', "can't allocate memory", 'not enough memory')
     return isinstance(e, torch.OutOfMemoryError) or any(s in str(e) for s in said)
 
-# %% ../../nbs/55_fit.ipynb #6d3f2ce3
+# %% ../../nbs/55_fit.ipynb #9ea582df
 def fit_part(
     learn: Learner,
     part: Part,
@@ -159,7 +159,7 @@ def fit_part(
         del learn.info.history[n_before:]
         learn.dls.train.bs, learn.opt = bs, None
 
-# %% ../../nbs/55_fit.ipynb #20562a28
+# %% ../../nbs/55_fit.ipynb #b33358b5
 class FeatureLoader(DataLoader):
     "Batches of rows of two tensors."
     def __init__(self,
@@ -178,7 +178,7 @@ class FeatureLoader(DataLoader):
 
     def do_batch(self, rows: list[int]) -> tuple[torch.Tensor, torch.Tensor]: return self.x[rows], self.y[rows]
 
-# %% ../../nbs/55_fit.ipynb #8bded1fd
+# %% ../../nbs/55_fit.ipynb #b7dda6c1
 def feature_loaders(
     train: tuple[torch.Tensor, torch.Tensor],  # features [n, d] and class numbers [n]
     valid: tuple[torch.Tensor, torch.Tensor],
@@ -194,14 +194,14 @@ def feature_loaders(
     dls.n_inp = 1
     return dls
 
-# %% ../../nbs/55_fit.ipynb #85099823
+# %% ../../nbs/55_fit.ipynb #2ec7ee34
 def _features_and_classes(learn: Learner, rows: pd.DataFrame, view: int=0) -> tuple[torch.Tensor, torch.Tensor]:
     "What the frozen body says of images, and their class numbers."
     source, classes = learn.dls.source, list(learn.dls.vocab)
     x = cached_features(source.dataset, learn.info.arch, source.size, paths=rows.path, body=learn.model[0], view=view)
     return torch.from_numpy(x).float(), torch.tensor([classes.index(c) for c in rows.label])
 
-# %% ../../nbs/55_fit.ipynb #88d10c7f
+# %% ../../nbs/55_fit.ipynb #005f31e4
 def head_loaders(
     learn: Learner,  # as from `image_learner`
     bs: int,         # feature vectors a batch
@@ -216,7 +216,7 @@ def head_loaders(
     weights = class_weights(rows.label, classes)[y.numpy()] if source.balance == 'sampling' else None
     return feature_loaders((x, y), _features_and_classes(learn, held), bs, weights, learn.dls.device)
 
-# %% ../../nbs/55_fit.ipynb #7a9930db
+# %% ../../nbs/55_fit.ipynb #99fcea09
 def head_learner(
     learn: Learner,
     bs: int,         # feature vectors a batch
@@ -279,7 +279,7 @@ class SmallFirst(Callback):
         small = nn.functional.interpolate(self.x, self.side, mode='bilinear', antialias=True, align_corners=False)
         self.learn.xb = (small,)
 
-# %% ../../nbs/55_fit.ipynb #8c5e9041
+# %% ../../nbs/55_fit.ipynb #776aa135
 def smaller_side(
     model: nn.Sequential,     # body, head
     size: tuple[int, int],    # height, width
@@ -323,7 +323,7 @@ def _valley(learn: Learner, num_it: int) -> float:  # nan where there is none
         return float('nan')
     finally: learn.model.load_state_dict(before)
 
-# %% ../../nbs/55_fit.ipynb #386fc321
+# %% ../../nbs/55_fit.ipynb #14d949d8
 @reuse_memory()
 def suggest_lr(
     learn: Learner,

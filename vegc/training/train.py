@@ -26,7 +26,7 @@ from .loaders import dataloaders
 from .ranks import in_turn, join_ranks, this_rank
 from .stages import check_leaks, load_model, new_stage, save_stage, stage_file, stage_info, stages
 
-# %% ../../nbs/56_train.ipynb #c564a56a
+# %% ../../nbs/56_train.ipynb #a98cb140
 @dataclass(frozen=True)
 class Recipe:
     "What `train` was asked for; as its parameters."
@@ -53,7 +53,7 @@ class Recipe:
         "Epochs of the frozen and of the unfrozen part; a random body is not worth freezing."
         return (0, sum(self.epochs)) if self.from_scratch else tuple(self.epochs)
 
-# %% ../../nbs/56_train.ipynb #e5cdc2a5
+# %% ../../nbs/56_train.ipynb #892bdab3
 def recipe_hash(
     recipe: Recipe,
     learn: Learner,  # not trained yet
@@ -65,14 +65,14 @@ def recipe_hash(
     what = [*body, recipe.parts[0], recipe.seed, recipe.cached, recipe.views, source.balance, info.start, rows]
     return sha256_hex(repr(what).encode())[:16]
 
-# %% ../../nbs/56_train.ipynb #60dffe6c
+# %% ../../nbs/56_train.ipynb #03749b74
 def _own_features(data: Snapshot, recipe: Recipe) -> Callable[[Sequence[str]], np.ndarray] | None:
     "What asks the body that will be trained about images; None where its features are not needed otherwise."
     if not recipe.cached or recipe.start is not None or recipe.from_scratch: return None
     body, size = image_body(recipe.arch, recipe.weights), recipe.size or 224
     return lambda paths: cached_features(data, recipe.arch, size, paths=paths, body=body)
 
-# %% ../../nbs/56_train.ipynb #81248460
+# %% ../../nbs/56_train.ipynb #551da76a
 def with_splits(
     data: Snapshot,
     recipe: Recipe,
@@ -110,7 +110,7 @@ def load_stage(
     info.start, info.stage = name, name
     return recorded_learner(dls, model, info)
 
-# %% ../../nbs/56_train.ipynb #6b389cea
+# %% ../../nbs/56_train.ipynb #33691181
 def untrained(
     data: Snapshot,
     recipe: Recipe,
@@ -126,7 +126,7 @@ def untrained(
     learn.info.recipe = recipe_hash(recipe, learn)
     return learn
 
-# %% ../../nbs/56_train.ipynb #98fd3bea
+# %% ../../nbs/56_train.ipynb #32989150
 def _saved_part(learn: Learner, data: Snapshot, name: str) -> Learner:
     "A learner with the weights and the history of a first part."
     print(f'{name} is there already; going on from it.', file=sys.stderr)
@@ -135,7 +135,7 @@ def _saved_part(learn: Learner, data: Snapshot, name: str) -> Learner:
     learn.info.history, learn.info.best = info.history, info.best
     return fill_recorder(learn)
 
-# %% ../../nbs/56_train.ipynb #e754a963
+# %% ../../nbs/56_train.ipynb #3624912f
 def frozen_part(
     learn: Learner,
     data: Snapshot,
@@ -155,14 +155,14 @@ def frozen_part(
     if not this_rank(): save_stage(learn, first, overwrite=True)
     return learn
 
-# %% ../../nbs/56_train.ipynb #c8454522
+# %% ../../nbs/56_train.ipynb #12385106
 def _checked(data: Snapshot, stage: str, recipe: Recipe, overwrite: bool) -> None:
     "Raise `UsageError` for what cannot be trained, before anything is done."
-    if stage_file(data, stage, 'stage.json').exists() and not overwrite:
+    if stage in stages(data) and not overwrite:
         raise UsageError(f'There is a stage {stage!r} already; choose another with --stage, or say --overwrite.')
     if recipe.start is None: find_arch(recipe.arch)
 
-# %% ../../nbs/56_train.ipynb #36935f91
+# %% ../../nbs/56_train.ipynb #05a6a758
 def _first_part(data: Snapshot, stage: str, recipe: Recipe, overwrite: bool) -> Learner:
     "A learner after the frozen part, where there is one."
     together = not recipe.cached and not recipe.from_scratch
