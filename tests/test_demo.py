@@ -166,7 +166,8 @@ def test_trap_is_refused_and_real_splits_stay(done):
     assert result.trap['seen'] > .4*result.trap['n'] and 'was trained on' in result.trap['refusal']
     load_stage(result.dataset, 'raw')  # the real splits were not touched
     assert sorted(p.name for p in result.folder.iterdir()) == [
-        'answer.csv', 'dataset', 'decisions.csv', 'demo.json', 'digits.safetensors', 'lists', 'new-pictures', 'report.html']
+        'answer.csv', 'dataset', 'decisions.csv', 'demo.json', 'digits.safetensors', 'lists', 'new-pictures',
+        'report.html']
 
 
 def test_review_finds_what_was_planted_and_deletes_nothing(done):

@@ -69,7 +69,7 @@ def run(tmp_path_factory):
     "One ingest of all faults at once: server, dataset, rows by URL as listed above."
     folder = tmp_path_factory.mktemp('faults')
     with FaultServer() as server:
-        fill = lambda u: u.replace('PORT', str(server.port)).replace('CLOSED', str(closed_port()))  # noqa: E731
+        def fill(url): return url.replace('PORT', str(server.port)).replace('CLOSED', str(closed_port()))
         listed = {u: server.url(fill(u)) for u in FAULTS} | {u: fill(u) for u in ELSEWHERE}
         lists = write_lists(folder/'lists', thing=['', *listed.values(), '', ''])
         result = ingest(lists, folder/'ds', subject='objects', allow_hosts=('127.0.0.1',), deadline=3,

@@ -55,8 +55,8 @@ READERS = {
     'duplicate_pairs': (lambda ds, out: A.duplicate_pairs(snapshot(ds), snapshot(ds).images), {FEATURES}),
     'snapshot': (lambda ds, out: [getattr(snapshot(ds), name)
                                   for name in ('df', 'images', 'labels', 'classes', 'vocab')], set()),
-    'export_folder': (lambda ds, out: A.export_folder(ds, out/'folder'), set()),
-    'to_hf': (lambda ds, out: A.to_hf(ds), set()),
+    'export_folder': (lambda ds, out: snapshot(ds).export_folder(out/'folder'), set()),
+    'to_hf': (lambda ds, out: snapshot(ds).to_hf(), set()),
     'ClassifierInterpretation': (lambda ds, out: look_around(A.ClassifierInterpretation.from_stage(ds, 'raw')),
                                  PREDICTIONS),
 }

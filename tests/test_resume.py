@@ -163,7 +163,7 @@ def test_after_a_power_cut_pictures_are_read_again_and_half_ones_fetched_anew(tm
         ds = ingest(lists, tmp_path/'ds', subject='objects', allow_hosts='127.0.0.1').dataset
         rows = ds.df.to_dict('records')
         (ds.path/'manifest.parquet').unlink()  # the power went off: rows in the journal, some bytes not on the disk
-        journal = Journal((ds.path/'journal.jsonl'))
+        journal = Journal(ds.path/'journal.jsonl')
         for r in rows[:5]: journal.add({k: v for k, v in r.items() if not pd.isna(v)})
         (ds.path/rows[0]['path']).write_bytes(bytes(rows[0]['bytes']))
         (ds.path/rows[1]['path']).write_bytes(b'')
@@ -175,7 +175,7 @@ def test_after_a_power_cut_pictures_are_read_again_and_half_ones_fetched_anew(tm
 
 def test_of_two_lines_about_a_row_the_later_counts_and_a_torn_one_does_not(tmp_path):
     ds = ImageDataset(tmp_path/'ds', subject='objects')
-    journal = Journal((ds.path/'journal.jsonl'))
+    journal = Journal(ds.path/'journal.jsonl')
     for key, status in (('a', 'failed'), ('b', 'ok'), ('a', 'ok'), ('c', 'failed')):
         journal.add(dict(key=key, url=f'u{key}', given_label='x', status=status, rank='7'))
     journal.close()
@@ -307,7 +307,7 @@ def test_a_folder_gives_the_same_set_as_its_urls(tmp_path):
     )
     before = {p: p.read_bytes() for p in src.rglob('*.jpg')}
     added = add(src, tmp_path/'b', subject='objects').dataset
-    key = lambda ds: sorted(zip(ds.df.given_label, ds.df.sha256, ds.df.status, strict=True))  # noqa: E731
+    key = lambda ds: sorted(zip(ds.df.given_label, ds.df.sha256, ds.df.status, strict=True))
     assert key(got) == key(added) and list(added.df.url[:2]) == ['cap/0.jpg', 'cap/1.jpg']
     assert {p: p.read_bytes() for p in src.rglob('*.jpg')} == before
     assert add(src, tmp_path/'b').counts['kept'] == 24 and len(added.df) == 24
@@ -360,3 +360,70 @@ def test_what_cannot_be_added_is_said_in_a_sentence(tmp_path):
     (tmp_path/'odd.csv').write_bytes(b'path,label\n\xff\xfe,x\n')
     with pytest.raises(DatasetError, match='UTF-8'): add(tmp_path/'odd.csv', tmp_path/'ds', subject='objects')
     assert not (tmp_path/'ds').exists()
+
+
+# --- folders that come from somebody else, and wishes of people
+
+def test_half_files_are_found_though_somebody_opted_out_meanwhile(tmp_path):
+    "Forgetting folds the journal into the manifest; what it says of the files is read before."
+    with FaultServer() as server:
+        lists = write_lists(tmp_path / 'lists', a=[server.url(f'/{i}') for i in range(4)])
+        ds = ingest(lists, tmp_path / 'ds', subject='objects', allow_hosts='127.0.0.1').dataset
+        rows = ds.df.to_dict('records')
+        (ds.path / 'manifest.parquet').unlink()
+        journal = Journal(ds.path / 'journal.jsonl')
+        for r in rows: journal.add({k: v for k, v in r.items() if not pd.isna(v)})
+        (ds.path / rows[0]['path']).write_bytes(b'half')
+        (ds.path / 'optout.txt').write_text(rows[3]['url'])
+        res = ingest(lists, ds, allow_hosts='127.0.0.1')
+        assert (res.counts['ok'], res.counts['skipped'], server.asked['/0'], server.asked['/1']) == (3, 1, 2, 1)
+        whole(ds)
+
+
+@pytest.mark.parametrize('path', ['../thesis.txt', 'images/../../thesis.txt', 'classes.csv', 'images/link/thesis.txt'])
+def test_a_journal_of_a_stranger_deletes_nothing(tmp_path, path):
+    (tmp_path / 'thesis.txt').write_text('mine')
+    src = folder_of(tmp_path / 'src', a={'1.jpg': jpeg(1), '2.jpg': jpeg(2)})
+    ds = add(src, tmp_path / 'ds', subject='objects').dataset
+    (ds.path / 'classes.csv').write_text('slug,name\na,A\n')
+    (ds.path / 'images/link').symlink_to(tmp_path)
+    Journal(ds.path / 'journal.jsonl').add(dict(key='0', url='x', given_label='a', status='ok', path=path))
+    with pytest.raises(DatasetError): add(src, ds)
+    assert (tmp_path / 'thesis.txt').read_text() == 'mine' and (ds.path / 'classes.csv').exists()
+
+
+def test_a_link_in_place_of_a_class_is_followed_neither_to_write_nor_to_delete(tmp_path):
+    outside = tmp_path / 'outside'
+    outside.mkdir()
+    (outside / '.tmp-mine').write_text('mine')
+    src = folder_of(tmp_path / 'src', a={'1.jpg': jpeg(1)}, b={'2.jpg': jpeg(2)})
+    ds = add(folder_of(tmp_path / 'one', a={'1.jpg': jpeg(1)}), tmp_path / 'ds', subject='objects').dataset
+    (ds.path / 'images/b').symlink_to(outside)
+    for attempt in (lambda: add(src, ds), lambda: ds.forget('a/1.jpg')):
+        with pytest.raises(DatasetError, match='leads out of the dataset'): attempt()
+    assert [p.name for p in outside.iterdir()] == ['.tmp-mine']
+
+
+def test_a_link_in_place_of_an_image_is_replaced(tmp_path):
+    src = folder_of(tmp_path / 'src', a={'1.jpg': jpeg(1), '2.jpg': jpeg(2)})
+    ds = add(src, tmp_path / 'ds', subject='objects').dataset
+    stored = ds.path / ds.df.path[0]
+    outside = tmp_path / 'outside.jpg'
+    outside.write_bytes(b'm' * stored.stat().st_size)
+    (ds.path / 'manifest.parquet').unlink()
+    stored.unlink()
+    stored.symlink_to(outside)
+    add(src, ds)
+    assert not stored.is_symlink() and set(outside.read_bytes()) == set(b'm')
+    whole(ds)
+
+
+def test_who_asked_to_be_forgotten_is_not_named_when_the_list_is_added_again(tmp_path):
+    folder_of(tmp_path, x={'1.jpg': jpeg(1), '2.jpg': jpeg(2)})
+    table = tmp_path / 't.csv'
+    table.write_text('path,label,creator,landing_url\nx/1.jpg,a,Jane Doe,https://jane.example\nx/2.jpg,a,Tim,\n')
+    ds = add(table, tmp_path / 'ds', subject='people').dataset
+    ds.forget('x/1.jpg')
+    add(table, ds)
+    assert ds.df.creator.fillna('-').tolist() == ['-', 'Tim'] and ds.df.landing_url.isna().all()
+    assert not [p for p in ds.path.rglob('*') if p.is_file() and b'Jane' in p.read_bytes()]

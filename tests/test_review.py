@@ -16,7 +16,8 @@ from vegc.data.dataset import ImageDataset
 from vegc.data.manifest import manifest_frame, write_manifest
 from vegc.cleaning.review_page import review_page
 
-LABELS = ["hrê d'or", 'a, "b" </script><img src=x onerror=alert(1)>', 'Ωβ ゐ; =1+1']
+LABELS = ["hrê d'or", 'a, "b" <img src=x onerror=alert(1)>', 'Ωβ ゐ; =1+1']
+NAMES = ['Hrê', 'a, "b" </script><img src=x onerror=alert(1)>']  # a slash is in no label, which names a folder too
 
 
 def make(folder, subject='objects', n=12):
@@ -28,7 +29,7 @@ def make(folder, subject='objects', n=12):
         rows.append(dict(key=str(i), url=f'u{i}', given_label=LABELS[i % 3], status='ok', path=path, sha256=str(i),
                          split='test' if i == 4 else 'train'))
     (ds.path / rows[2]['path']).write_bytes(b'no picture')
-    (ds.path / 'classes.csv').write_text('slug,name\n' + f'"{LABELS[0]}",Hrê\n', 'utf-8')
+    pd.DataFrame(dict(slug=LABELS[:2], name=NAMES)).to_csv(ds.path / 'classes.csv', index=False)
     write_manifest(ds.path / 'manifest.parquet', manifest_frame(rows))
     df = pd.DataFrame(rows)
     return ds, df.assign(predicted_label=LABELS[0], label_score=.1, issue_types='label', confidence=.9, outlier=.1)

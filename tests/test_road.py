@@ -100,7 +100,7 @@ def test_the_whole_recipe_on_the_command_line_is_refused(copy, tmp_path):
         'path,action,label,who,why\n'
         + ''.join(f'{p},{"relabel,digit 0" if i % 3 else "exclude,"},ana,by hand\n' for i, p in enumerate(worst))
     )
-    vegc = lambda *args: CliRunner().invoke(app, list(map(str, args)))  # noqa: E731
+    vegc = lambda *args: CliRunner().invoke(app, list(map(str, args)))
     for args in (
         ('clean', copy.path, '--decisions', tmp_path / 'd.csv'),
         ('split', copy.path, '--seed', 42, '--reassign'),
@@ -221,7 +221,7 @@ def test_rules_leave_test_and_people_alone(copy):
 def test_decisions_survive_a_kill(copy):
     "A process that decides one picture after the other is killed; what it reported as decided is there."
     code = textwrap.dedent(f'''
-        from vegc.clean import Session
+        from vegc.cleaning.session import Session
         s = Session({str(copy.path)!r}, test=True)
         for path in s.items.path:
             s.decide(path, 'exclude')
@@ -231,7 +231,7 @@ def test_decisions_survive_a_kill(copy):
         said = [p.stdout.readline().strip() for _ in range(25)]
         p.send_signal(signal.SIGKILL)
         said += [line.strip() for line in p.stdout if line.endswith('\n')]
-    with open(copy.decisions_path, 'a') as f: f.write('{"id": 999, "path": "imag')  # a torn last line
+    with open((copy.path / 'decisions.jsonl'), 'a') as f: f.write('{"id": 999, "path": "imag')  # a torn last line
     standing = Session(copy, test=True).standing()
     assert set(said) <= set(standing) and len(standing) <= len(said) + 1
     assert len(pd.read_csv(write_lists(copy))) == N - len(standing)
@@ -239,11 +239,11 @@ def test_decisions_survive_a_kill(copy):
 
 
 def test_decisions_for_another_dataset_are_refused(copy):
-    copy.decisions_path.write_text(json.dumps(dict(dataset='cats', schema=1)) + '\n')
+    (copy.path / 'decisions.jsonl').write_text(json.dumps(dict(dataset='cats', schema=1)) + '\n')
     with pytest.raises(DatasetError, match="belongs to the dataset 'cats'"): Session(copy)
     with pytest.raises(DatasetError, match='nothing was applied'):
         (copy.path / 'd.csv').write_text('path,action\nimages/no.png,exclude\n')
-        copy.decisions_path.unlink()
+        (copy.path / 'decisions.jsonl').unlink()
         clean(copy, decisions=copy.path / 'd.csv')
     assert copy.decisions.empty
 
@@ -306,7 +306,7 @@ class Refuse:
             raise ModuleNotFoundError(name)
 sys.meta_path.insert(0, Refuse())
 import json
-from vegc.export import predict
+from vegc.sharing.model_file import predict
 print(json.dumps(predict({file!r}, [open(p, 'rb').read() for p in {paths!r}])))
 '''
 
@@ -347,27 +347,38 @@ def test_an_exported_model_is_judged_on_a_folder(trained, tmp_path):
 
 # Whoever may remove or move a file, and why: everything else that lies in a dataset stays.
 MAY_UNLINK = {
-    'interpret': {'grad_cam'},     # hooks of the network
-    'train': {'train'},           # the checkpoint of a run that is now finished
-    'core': {'replacing'},         # its own temporary file
-    'dataset': {'run', 'update',   # the journal, once it is folded into the manifest
-                '_remove', '_drop_features'},  # what somebody asked to have removed
-    'ingest': {'_fill', '_put'},   # temporary files: of a killed run, and its own where writing failed
-    'shards': {'_take'},           # the folder of a shard, once everything in it was taken over
+    'core': {'replacing'},              # its own temporary file
+    'data/dataset': {'run', 'update'},  # the journal, once it is folded into the manifest
+    # its own temporary file where writing failed; those of a killed run, and half files
+    'acquire/store': {'put', 'clear'},
+    'acquire/shards': {'take_over'},    # the folder of a shard, once everything in it was taken over
+    'training/train': {'train'},        # the checkpoint of a run that is now finished
 }
+ERASE = {'erase', '_erased'}  # what an owner of files is asked to take out on request
 
 
-def _renames_a_column(call):
-    "pandas' rename has keywords or a plain string; a file's has neither."
-    return call.func.attr == 'rename' and bool(call.keywords or isinstance(call.args[0], ast.Constant))
+def removes_files(call):
+    "Does a call remove or move a file? pandas' rename has keywords or a plain string; a file's has neither."
+    owner, name = call.func.value, call.func.attr
+    if name == 'rename': return not call.keywords and not isinstance(call.args[0], ast.Constant)
+    if name in ('remove', 'move'): return isinstance(owner, ast.Name) and owner.id in ('os', 'shutil')
+    return name in ('unlink', 'rmtree', 'rmdir')
 
 
-@pytest.mark.parametrize('module', sorted(p.stem for p in (ROOT / 'vegc').glob('*.py')))
+def removers(source):
+    "Functions of a module that remove or move files."
+    functions = [n for n in ast.walk(ast.parse(source)) if isinstance(n, (ast.FunctionDef, ast.AsyncFunctionDef))]
+    calls = {f.name: [c for c in ast.walk(f) if isinstance(c, ast.Call) and isinstance(c.func, ast.Attribute)]
+             for f in functions}
+    return {name for name, made in calls.items() if any(map(removes_files, made))}
+
+
+@pytest.mark.parametrize('module', sorted(p.relative_to(ROOT / 'vegc') for p in (ROOT / 'vegc').rglob('*.py')), ids=str)
 def test_no_code_path_removes_or_moves_a_picture(module):
-    found = set()
-    for node in ast.walk(ast.parse((ROOT / 'vegc' / f'{module}.py').read_text('utf-8'))):
-        if not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)): continue
-        calls = [c for c in ast.walk(node) if isinstance(c, ast.Call) and isinstance(c.func, ast.Attribute)]
-        names = {c.func.attr for c in calls if not _renames_a_column(c)}
-        if names & {'unlink', 'rmtree', 'remove', 'rmdir', 'rename', 'move'}: found.add(node.name)
-    assert found <= MAY_UNLINK.get(module, set())
+    found = removers((ROOT / 'vegc' / module).read_text('utf-8'))
+    assert found - ERASE <= MAY_UNLINK.get(module.with_suffix('').as_posix(), set())
+
+
+@pytest.mark.parametrize('line', ['path.unlink()', 'shutil.rmtree(p)', 'os.remove(p)', 'shutil.move(a, b)',
+                                  'a.rename(b)'])
+def test_that_rule_sees_what_removes(line): assert removers(f'def f():\n    {line}') == {'f'}

@@ -1,9 +1,10 @@
-"""What a GPU does with ResNet50 at 224 pixels: pictures a second, peak memory and the share of time spent waiting for data, training and predicting.
+"""What a GPU does with ResNet50 at 224 pixels: pictures a second, peak memory and the share of time spent waiting
+for data, training and predicting.
 
     python nbs/bench/gpu_bench.py --photos DIR [--arch resnet50] [--size 224] [--bs 64] [--out nbs/bench/gpu.json]
 
-DIR holds a folder of JPEGs a class; the public "clothing dataset small" (CC0) is meant. Weights are random: they change no time.
-Without a GPU it says so and writes nothing."""
+DIR holds a folder of JPEGs a class; the public "clothing dataset small" (CC0) is meant. Weights are random: they
+change no time. Without a GPU it says so and writes nothing."""
 import argparse
 import json
 import tempfile
@@ -19,7 +20,8 @@ def wait_for(device):
 
 
 def stopwatch(device):
-    "A callback that tells waiting for data from work, from the second epoch on: the first one warms up and fills the pixel cache."
+    """A callback that tells waiting for data from work, from the second epoch on: the first one warms up and fills
+    the pixel cache."""
     from fastai.callback.core import Callback
 
     class Stopwatch(Callback):
@@ -48,7 +50,13 @@ def stopwatch(device):
 def row(what, device, waiting, working, pictures):
     peak = torch.cuda.max_memory_allocated() if device == 'cuda' else torch.mps.driver_allocated_memory()
     total = waiting + working
-    return dict(what=what, pictures=pictures, per_second=round(pictures/total, 1), peak_mb=round(peak/2**20), waiting=round(waiting/total, 3))
+    return dict(
+        what=what,
+        pictures=pictures,
+        per_second=round(pictures / total, 1),
+        peak_mb=round(peak / 2**20),
+        waiting=round(waiting / total, 3),
+    )
 
 
 def training(ds, arch, size, bs, device):
@@ -79,11 +87,20 @@ def predicting(ds, model, size, bs, device):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, kw in {'photos': {}, 'arch': dict(default='resnet50'), 'size': dict(type=int, default=224), 'bs': dict(type=int, default=64), 'out': dict(default='gpu.json')}.items():
+    for name, kw in {
+        'photos': {},
+        'arch': dict(default='resnet50'),
+        'size': dict(type=int, default=224),
+        'bs': dict(type=int, default=64),
+        'out': dict(default='gpu.json'),
+    }.items():
         parser.add_argument(f'--{name}', **kw)
     args = parser.parse_args()
     device = 'cuda' if torch.cuda.is_available() else 'mps' if torch.backends.mps.is_available() else None
-    if device is None: return print('This bench needs a GPU that torch can use; there is none here, so nothing was measured or written.')
+    if device is None:
+        return print(
+            'This bench needs a GPU that torch can use; there is none here, so nothing was measured or written.'
+        )
     if not args.photos: parser.error('--photos DIR is needed')
     from vegc.data.dataset import ImageDataset
     from vegc.acquire.add import add
@@ -95,7 +112,13 @@ def main():
         rows, model = training(ds, args.arch, args.size, args.bs, device)
         if device == 'cuda': torch.cuda.reset_peak_memory_stats()
         rows = [rows, predicting(ds, model, args.size, args.bs, device)]
-    about = dict(gpu=torch.cuda.get_device_name() if device == 'cuda' else 'mps', torch=torch.__version__, arch=args.arch, size=args.size, bs=args.bs)
+    about = dict(
+        gpu=torch.cuda.get_device_name() if device == 'cuda' else 'mps',
+        torch=torch.__version__,
+        arch=args.arch,
+        size=args.size,
+        bs=args.bs,
+    )
     Path(args.out).write_text(json.dumps([about | r for r in rows], indent=1), encoding='utf-8')
     for r in rows: print(about | r)
 

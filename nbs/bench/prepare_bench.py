@@ -2,8 +2,8 @@
 
     python nbs/bench/prepare_bench.py --photos DIR [--n 150]
 
-Each step of `vegc.data.images.prepare` alone, on photographs in memory: milliseconds a photograph, the best of three, by one thread;
-and how much more two threads do in the same time. Nothing else may run."""
+Each step of `vegc.data.images.prepare` alone, on photographs in memory: milliseconds a photograph, the best of
+three, by one thread; and how much more two threads do in the same time. Nothing else may run."""
 import argparse
 import io
 import random
@@ -38,8 +38,11 @@ def steps(photos, n=150):
     data = [p.read_bytes() for p in random.Random(0).sample(files, min(n, len(files)))]
     full = [Image.open(io.BytesIO(d)).convert('RGB') for d in data]
     small = [images.resized(im, images.fit_within(im.size, 500)) for im in full]
-    table = dict(decode=(lambda d: images.decode(d, images.open_image(d), images.jpeg_parts(d)), data), resize=(lambda im: images.resized(im, images.fit_within(im.size, 500)), full),
-                 encode=(lambda im: images.encode(im, False), small), phash=(images.phash, small), sha256=(sha256_hex, data), prepare=(images.prepare, data))
+    def decode(d): return images.decode(d, images.open_image(d), images.jpeg_parts(d))
+    def resize(im): return images.resized(im, images.fit_within(im.size, 500))
+    def encode(im): return images.encode(im, False)
+    table = dict(decode=(decode, data), resize=(resize, full), encode=(encode, small), phash=(images.phash, small),
+                 sha256=(sha256_hex, data), prepare=(images.prepare, data))
     res = []
     for name, (step, what) in table.items():
         one, two = seconds(step, what, 1), seconds(step, what, 2)

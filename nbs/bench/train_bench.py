@@ -1,15 +1,22 @@
 """What training and predicting cost and give: stock fastai and vegc on the same photographs, in paired rounds.
 
-    python nbs/bench/train_bench.py rounds   --photos DIR [--limit 400] [--unfrozen 4]       # frozen, then all layers: stock, vegc fp32, vegc bf16
-    python nbs/bench/train_bench.py augmented --photos DIR [--limit 400] [--seeds 1]     # frozen epochs through the body, with augmentation
-    python nbs/bench/train_bench.py start    --photos DIR [--seeds 1 2 3]                # importing alone, which is in all other seconds
-    python nbs/bench/train_bench.py predict  --photos DIR [--seeds 1 2 3]                # all photographs from files, and the floor
-    python nbs/bench/train_bench.py full     --photos DIR [--seeds 1 2 3]                # the command `vegc train` on all photographs
-    python nbs/bench/train_bench.py ablation --photos DIR [--seeds 1] [--only NAME ...]  # what helps the unfrozen part
+    # frozen, then all layers: stock, vegc fp32, vegc bf16
+    python nbs/bench/train_bench.py rounds --photos DIR [--limit 400] [--unfrozen 4]
+    # frozen epochs through the body, with augmentation
+    python nbs/bench/train_bench.py augmented --photos DIR [--limit 400] [--seeds 1]
+    # importing alone, which is in all other seconds
+    python nbs/bench/train_bench.py start --photos DIR [--seeds 1 2 3]
+    # all photographs from files, and the floor
+    python nbs/bench/train_bench.py predict --photos DIR [--seeds 1 2 3]
+    # the command `vegc train` on all photographs
+    python nbs/bench/train_bench.py full --photos DIR [--seeds 1 2 3]
+    # what helps the unfrozen part
+    python nbs/bench/train_bench.py ablation --photos DIR [--seeds 1] [--only NAME ...]
 
-DIR holds a folder of JPEGs a class; the figures in the docs are on the public "clothing dataset small" (CC0, 3,068 photographs of 400×533).
-Every measurement is a process of its own, on one thread, and a line in --out (train.jsonl); what is there is not measured again, so a stopped
-bench goes on. CPU seconds are user and system time of the whole process, import included. Datasets are made under --work and stay there."""
+DIR holds a folder of JPEGs a class; the figures in the docs are on the public "clothing dataset small" (CC0,
+3,068 photographs of 400×533). Every measurement is a process of its own, on one thread, and a line in --out
+(train.jsonl); what is there is not measured again, so a stopped bench goes on. CPU seconds are user and system
+time of the whole process, import included. Datasets are made under --work and stay there."""
 import argparse
 import json
 import os
@@ -22,8 +29,9 @@ import tempfile
 from pathlib import Path
 
 ARCH, SIZE = 'efficientnet_lite0', 160
-# The unfrozen part as it is: epochs, the first of them on smaller pictures; batch; rates of early layers, late layers and head; side that
-# training pictures are read at; first blocks that stay frozen; decay; statistics of batch norm.
+# The unfrozen part as it is: epochs, the first of them on smaller pictures; batch; rates of early layers, late
+# layers and head; side that training pictures are read at; first blocks that stay frozen; decay; statistics of
+# batch norm.
 NOW = dict(epochs=10, small=7, bs=16, rates=(2e-4, 6e-4, 1e-3), read=192, frozen=0, decay=.01, norm='batch')
 
 
@@ -31,7 +39,8 @@ def cpu(): return sum(os.times()[:4])
 
 
 def dataset(photos, work, limit=None):
-    "The photographs with splits; with `limit`, so many to train on and a fifth of that to choose the epoch by, all other held-out ones for test."
+    """The photographs with splits; with `limit`, so many to train on and a fifth of that to choose the epoch by, all
+    other held-out ones for test."""
     from vegc.data.dataset import ImageDataset
     from vegc.acquire.add import add
     from vegc.splits.split import split
@@ -43,8 +52,14 @@ def dataset(photos, work, limit=None):
         return ds
     ds = ImageDataset(shutil.copytree(dataset(photos, work).path, path))
     rows, rng = ds.images, random.Random(0)
-    train, valid = (set(rng.sample(sorted(rows.path[rows.split == part]), n)) for part, n in (('train', limit), ('valid', limit//5)))
-    part = [('train' if p in train else 'unused') if s == 'train' else 'valid' if p in valid else 'test' for p, s in zip(rows.path, rows.split, strict=True)]
+    train, valid = (
+        set(rng.sample(sorted(rows.path[rows.split == part]), n))
+        for part, n in (('train', limit), ('valid', limit // 5))
+    )
+    part = [
+        ('train' if p in train else 'unused') if s == 'train' else 'valid' if p in valid else 'test'
+        for p, s in zip(rows.path, rows.split, strict=True)
+    ]
     ds.update(rows.assign(split=part), ['split'])
     return ds
 
@@ -56,15 +71,33 @@ def right(p, labels, classes):
 
 def stock_learner(ds, seed):
     "fastai's usual way, the body and its scaling apart, which it cannot load."
-    from fastai.vision.all import CrossEntropyLossFlat, ImageDataLoaders, Learner, Resize, accuracy, aug_transforms, set_seed
+    from fastai.vision.all import (
+        CrossEntropyLossFlat,
+        ImageDataLoaders,
+        Learner,
+        Resize,
+        accuracy,
+        aug_transforms,
+        set_seed,
+    )
     from vegc.features.backbones import image_body, image_model
     set_seed(seed, reproducible=True)
     rows = ds.images
     used = rows[rows.split.isin(['train', 'valid'])].assign(held=lambda r: r.split == 'valid')
-    dls = ImageDataLoaders.from_df(used, path=ds.path, fn_col='path', label_col='given_label', valid_col='held', item_tfms=Resize(SIZE, method='squish'),
-                                   batch_tfms=aug_transforms(), bs=16, num_workers=0, seed=seed)
+    dls = ImageDataLoaders.from_df(
+        used,
+        path=ds.path,
+        fn_col='path',
+        label_col='given_label',
+        valid_col='held',
+        item_tfms=Resize(SIZE, method='squish'),
+        batch_tfms=aug_transforms(),
+        bs=16,
+        num_workers=0,
+        seed=seed,
+    )
     model = image_model(image_body(ARCH), len(dls.vocab), (SIZE, SIZE))
-    split = lambda m: [list(m[0].parameters()), list(m[1].parameters())]  # noqa: E731
+    split = lambda m: [list(m[0].parameters()), list(m[1].parameters())]
     return Learner(dls, model, loss_func=CrossEntropyLossFlat(), splitter=split, metrics=accuracy)
 
 
@@ -91,9 +124,22 @@ def ours(ds, seed, frozen, unfrozen, bf16=False, cached=True):
     from vegc.evaluation.predictions import probabilities
     vegc.features.features.bf16_helps = lambda device='cpu': bf16
     for part in ('frozen', 'unfrozen')[:1 + bool(unfrozen)]:  # the second call goes on from the first one's stage
-        learn = vegc.training.train.train(ds, arch=ARCH, size=SIZE, epochs=(frozen, unfrozen*(part == 'unfrozen')), seed=seed, stage='bench', cached=cached, overwrite=True)
+        learn = vegc.training.train.train(
+            ds,
+            arch=ARCH,
+            size=SIZE,
+            epochs=(frozen, unfrozen * (part == 'unfrozen')),
+            seed=seed,
+            stage='bench',
+            cached=cached,
+            overwrite=True,
+        )
         test = learn.dls.source.items.query('split == "test"')
-        yield part, lambda: right(probabilities(learn.model, [ds.path/p for p in test.path], (SIZE, SIZE)), test.label, list(learn.dls.vocab))  # noqa: B023
+
+        def judge(learn=learn, test=test):
+            p = probabilities(learn.model, [ds.path/p for p in test.path], (SIZE, SIZE))
+            return right(p, test.label, list(learn.dls.vocab))
+        yield part, judge
 
 
 def measured(run):
@@ -134,7 +180,12 @@ def model_file(folder):
     if not path.exists():
         from vegc.sharing.model_file import write_model_file
         from vegc.features.backbones import fold_batchnorm, image_body, image_model
-        write_model_file(path, fold_batchnorm(image_model(image_body(ARCH), 10, (SIZE, SIZE))), dict(name='bench', size=(SIZE, SIZE), classes=list('0123456789')))
+
+        write_model_file(
+            path,
+            fold_batchnorm(image_model(image_body(ARCH), 10, (SIZE, SIZE))),
+            dict(name='bench', size=(SIZE, SIZE), classes=list('0123456789')),
+        )
     return path
 
 
@@ -158,7 +209,8 @@ def floor(ds):
 
 
 def ablation(ds, seed, **way):
-    "One way through the unfrozen part, in a bare loop, all ways from the same trained head. The last epoch counts: none is chosen by what it is judged on."
+    """One way through the unfrozen part, in a bare loop, all ways from the same trained head. The last epoch counts:
+    none is chosen by what it is judged on."""
     import numpy as np
     import torch
     from fastai.vision.core import TensorImage
@@ -173,17 +225,28 @@ def ablation(ds, seed, **way):
     classes = sorted(rows.label.unique())
     y = torch.tensor([classes.index(c) for c in rows.label])
     train, held = (torch.from_numpy(np.flatnonzero(where)) for where in (rows.split == 'train', rows.split != 'train'))
-    loss_of = lambda out, y: nn.functional.cross_entropy(out, y, label_smoothing=.1)  # noqa: E731
-    read = lambda idx, size: torch.cat(list(pixel_batches([ds.path/rows.path[int(i)] for i in idx], size))).mul_(255).byte()  # noqa: E731
-    batch = lambda x: x.float().div_(255).contiguous(memory_format=torch.channels_last)  # noqa: E731
+    loss_of = lambda out, y: nn.functional.cross_entropy(out, y, label_smoothing=.1)
+    read = lambda idx, size: (
+        torch.cat(list(pixel_batches([ds.path / rows.path[int(i)] for i in idx], size))).mul_(255).byte()
+    )
+    batch = lambda x: x.float().div_(255).contiguous(memory_format=torch.channels_last)
     torch.manual_seed(seed)
     model = image_model(image_body(ARCH), len(classes), (SIZE, SIZE)).to(memory_format=torch.channels_last)
     x = torch.from_numpy(cached_features(ds, ARCH, SIZE, paths=rows.path, body=model[0])).float()
 
     def fit(params, rates, epochs, bs, decay, data, forward):
-        opt = torch.optim.AdamW([dict(params=p, lr=r) for p, r in zip(params, rates, strict=True) if p], weight_decay=decay, fused=True)
+        opt = torch.optim.AdamW(
+            [dict(params=p, lr=r) for p, r in zip(params, rates, strict=True) if p], weight_decay=decay, fused=True
+        )
         steps = len(train)//bs
-        rate = torch.optim.lr_scheduler.OneCycleLR(opt, [g['lr'] for g in opt.param_groups], total_steps=epochs*steps + 1, pct_start=.25, div_factor=25., final_div_factor=1e4)
+        rate = torch.optim.lr_scheduler.OneCycleLR(
+            opt,
+            [g['lr'] for g in opt.param_groups],
+            total_steps=epochs * steps + 1,
+            pct_start=0.25,
+            div_factor=25.0,
+            final_div_factor=1e4,
+        )
         for epoch in range(epochs):
             for b in torch.randperm(len(train))[:steps*bs].split(bs):
                 opt.zero_grad()
@@ -202,13 +265,27 @@ def ablation(ds, seed, **way):
     model.train()
     if way['frozen']:  # the first blocks, as they take as much time as all others
         net = model[0][1].model
-        net.conv_stem.requires_grad_(False), net.bn1.requires_grad_(False), net.blocks[:way['frozen']].requires_grad_(False)
+        (
+            net.conv_stem.requires_grad_(False),
+            net.bn1.requires_grad_(False),
+            net.blocks[: way['frozen']].requires_grad_(False),
+        )
     if way['norm'] == 'stored':
         for m in model[0].modules():
             if isinstance(m, nn.BatchNorm2d): m.eval()
     augment = [Pipeline(default_augment(ds, size), split_idx=0) for size in (SIZE, SIZE*4//5)]
-    data = lambda b, epoch: batch(augment[epoch < way['small']](TensorImage(pixels[b].float().div_(255))).as_subclass(torch.Tensor).mul(255))  # noqa: E731
-    fit([[p for p in g if p.requires_grad] for g in param_groups(model)], way['rates'], way['epochs'], way['bs'], way['decay'], data, model)
+    data = lambda b, epoch: batch(
+        augment[epoch < way['small']](TensorImage(pixels[b].float().div_(255))).as_subclass(torch.Tensor).mul(255)
+    )
+    fit(
+        [[p for p in g if p.requires_grad] for g in param_groups(model)],
+        way['rates'],
+        way['epochs'],
+        way['bs'],
+        way['decay'],
+        data,
+        model,
+    )
     yield dict(part='unfrozen', cpu=round(cpu() - start, 1), right=judge())
 
 
@@ -219,8 +296,26 @@ def full(ds, seed):
     start = cpu()
     stage = json.loads(subprocess.run([vegc, 'train', ds.path, *how], check=True, stdout=subprocess.PIPE).stdout)
     used = cpu() - start
-    res = {name: json.loads(subprocess.run([vegc, 'evaluate', ds.path, '--stage', name, '--split', 'test', '--json'], check=True, stdout=subprocess.PIPE).stdout) for name in ('bench-1', 'bench')}
-    yield dict(cpu=round(used, 1), best=stage['best'], epochs=len(stage['history']), **{f'{k}{suffix}': res[name][k] for name, suffix in (('bench-1', '_frozen'), ('bench', '')) for k in ('n', 'accuracy', 'accuracy_low', 'accuracy_high')})
+    res = {
+        name: json.loads(
+            subprocess.run(
+                [vegc, 'evaluate', ds.path, '--stage', name, '--split', 'test', '--json'],
+                check=True,
+                stdout=subprocess.PIPE,
+            ).stdout
+        )
+        for name in ('bench-1', 'bench')
+    }
+    yield dict(
+        cpu=round(used, 1),
+        best=stage['best'],
+        epochs=len(stage['history']),
+        **{
+            f'{k}{suffix}': res[name][k]
+            for name, suffix in (('bench-1', '_frozen'), ('bench', ''))
+            for k in ('n', 'accuracy', 'accuracy_low', 'accuracy_high')
+        },
+    )
 
 
 WAYS = {
@@ -237,10 +332,14 @@ def plan(kind, seeds, limit, unfrozen, only):
     "What to measure, each a dict that names it."
     for seed in seeds:
         base = dict(kind=kind, seed=seed)
-        if kind == 'rounds': yield from (base | dict(limit=limit, unfrozen=unfrozen, tool=t) for t in ('stock', 'vegc fp32', 'vegc bf16'))
+        if kind == 'rounds':
+            yield from (
+                base | dict(limit=limit, unfrozen=unfrozen, tool=t) for t in ('stock', 'vegc fp32', 'vegc bf16')
+            )
         elif kind == 'augmented': yield from (base | dict(limit=limit, tool=t) for t in ('vegc',))
         elif kind == 'start': yield from (base | dict(tool=t) for t in ('stock', 'vegc'))
-        elif kind == 'predict': yield from (base | dict(tool=t) for t in ('stock', 'vegc stage', 'vegc model file', 'floor'))
+        elif kind == 'predict':
+            yield from (base | dict(tool=t) for t in ('stock', 'vegc stage', 'vegc model file', 'floor'))
         elif kind == 'ablation': yield from (base | dict(way=name) for name in WAYS if not only or name in only)
         else: yield base
 
@@ -248,7 +347,12 @@ def plan(kind, seeds, limit, unfrozen, only):
 def rows_of(what, ds):
     "The measurements that `what` names."
     kind, tool = what['kind'], what.get('tool', '')
-    if kind == 'rounds': return measured(stock(ds, what['seed'], 8, what['unfrozen']) if tool == 'stock' else ours(ds, what['seed'], 8, 10*(what['unfrozen'] > 0), bf16=tool == 'vegc bf16'))
+    if kind == 'rounds':
+        return measured(
+            stock(ds, what['seed'], 8, what['unfrozen'])
+            if tool == 'stock'
+            else ours(ds, what['seed'], 8, 10 * (what['unfrozen'] > 0), bf16=tool == 'vegc bf16')
+        )
     if kind == 'augmented': return measured(ours(ds, what['seed'], 8, 0, cached=False))
     if kind == 'start': return start(tool)
     if kind == 'predict': return floor(ds) if tool == 'floor' else predict(ds, tool)
@@ -267,14 +371,22 @@ def with_interval(values):
 
 
 def table(rows, by, base, started=None):
-    """A line a way: median CPU seconds, how many times fewer than `base`, accuracy, and the difference picture by picture.
+    """A line a way: median CPU seconds, how many times fewer than `base`, accuracy, and the difference picture by
+    picture.
     With `started`, seconds that Python and the imports took by tool, also how many times fewer without them."""
     names = dict.fromkeys((r['part'], r[by]) for r in rows)
-    some = lambda part, name: [r for r in rows if (r['part'], r[by]) == (part, name)]  # noqa: E731
-    cost = lambda rows: statistics.median(r['cpu'] for r in rows) if all('cpu' in r for r in rows) else None  # noqa: E731
+    some = lambda part, name: [r for r in rows if (r['part'], r[by]) == (part, name)]
+    cost = lambda rows: statistics.median(r['cpu'] for r in rows) if all('cpu' in r for r in rows) else None
     for part, name in names:
         mine, other = some(part, name), some(part, base)
-        line = {'part': part, by: name, 'seeds': len(mine), 'pictures': len(mine[0]['right']), 'CPU s': cost(mine), 'accuracy': with_interval(told(mine))}
+        line = {
+            'part': part,
+            by: name,
+            'seeds': len(mine),
+            'pictures': len(mine[0]['right']),
+            'CPU s': cost(mine),
+            'accuracy': with_interval(told(mine)),
+        }
         if other:
             line['times fewer'] = round(cost(other)/cost(mine), 1) if cost(mine) else None
             if started: line['start apart'] = round((cost(other) - started[base])/(cost(mine) - started[name]), 1)
@@ -288,9 +400,16 @@ def bench(kind, photos, out, work, seeds, limit, unfrozen, only):
     if kind == 'predict': model_file(where)
     for what in plan(kind, seeds, limit, unfrozen, only):
         if any(what.items() <= row.items() for row in done): continue
-        for name in ('features', 'models', 'predictions'): shutil.rmtree(where/name, ignore_errors=True)  # of the run before
+        for name in ('features', 'models', 'predictions'):
+            shutil.rmtree(where / name, ignore_errors=True)  # of the run before
         env = os.environ | dict.fromkeys(('OMP_NUM_THREADS', 'MKL_NUM_THREADS'), '1')
-        found = subprocess.run([sys.executable, __file__, '--child', json.dumps(what), '--work', str(where)], check=True, env=env, stdout=subprocess.PIPE, text=True).stdout
+        found = subprocess.run(
+            [sys.executable, __file__, '--child', json.dumps(what), '--work', str(where)],
+            check=True,
+            env=env,
+            stdout=subprocess.PIPE,
+            text=True,
+        ).stdout
         with out.open('a', encoding='utf-8') as f:
             for line in found.splitlines():
                 if not line.startswith('{'): continue
@@ -301,12 +420,23 @@ def bench(kind, photos, out, work, seeds, limit, unfrozen, only):
 if __name__ == '__main__':
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('kind', nargs='?', choices=('rounds', 'augmented', 'start', 'predict', 'full', 'ablation'))
-    for name, kw in {'photos': {}, 'out': dict(default='train.jsonl'), 'work': dict(default=f'{tempfile.gettempdir()}/vegc_train_bench'), 'seeds': dict(type=int, nargs='+', default=[1, 2, 3]),
-                     'limit': dict(type=int, default=400), 'unfrozen': dict(type=int, default=4), 'only': dict(nargs='+'), 'child': {}}.items(): parser.add_argument(f'--{name}', **kw)
+    for name, kw in {
+        'photos': {},
+        'out': dict(default='train.jsonl'),
+        'work': dict(default=f'{tempfile.gettempdir()}/vegc_train_bench'),
+        'seeds': dict(type=int, nargs='+', default=[1, 2, 3]),
+        'limit': dict(type=int, default=400),
+        'unfrozen': dict(type=int, default=4),
+        'only': dict(nargs='+'),
+        'child': {},
+    }.items():
+        parser.add_argument(f'--{name}', **kw)
     args = parser.parse_args()
     if args.child:
         what = json.loads(args.child)
         if what['kind'] != 'start': from vegc.data.dataset import ImageDataset
-        for row in rows_of(what, None if what['kind'] == 'start' else ImageDataset(args.work)): print(json.dumps(row), flush=True)
-    elif args.kind and args.photos: bench(args.kind, args.photos, Path(args.out), args.work, args.seeds, args.limit, args.unfrozen, args.only)
+        for row in rows_of(what, None if what['kind'] == 'start' else ImageDataset(args.work)):
+            print(json.dumps(row), flush=True)
+    elif args.kind and args.photos:
+        bench(args.kind, args.photos, Path(args.out), args.work, args.seeds, args.limit, args.unfrozen, args.only)
     else: parser.error('a kind and --photos are needed')

@@ -19,7 +19,7 @@ from .dataset import ImageDataset
 from .folder import Gone
 from .optout import OptOut, keep_out, read_optout
 
-# %% ../../nbs/16_forget.ipynb #5e88050c
+# %% ../../nbs/16_forget.ipynb #d4197939
 @dataclass(frozen=True)
 class Owned:
     "Files of a dataset's folder, and the module that reads, writes and erases from them."
@@ -28,7 +28,7 @@ class Owned:
     what: str     # what the files hold
     holds_images: bool = True  # whether something of an image stands in them
 
-# %% ../../nbs/16_forget.ipynb #f94f6c44
+# %% ../../nbs/16_forget.ipynb #a9b0402f
 OWNED = (
     Owned('dataset.toml', 'core', 'name, subject, seed and the like', False),
     Owned('classes.csv', '', 'the class table', False),
@@ -38,6 +38,7 @@ OWNED = (
     Owned('manifest.parquet', 'data.manifest', 'one row for every URL or file: what became of it and why', False),
     Owned('journal.jsonl', 'data.manifest', 'rows since the manifest was last written', False),
     Owned('images/*/*', 'acquire.store', 'stored images by the label they came with; never moved'),
+    Owned('shards/*/images/*/*', 'acquire.shards', 'what a run on several machines did not take over yet'),
     Owned('ATTRIBUTION.csv', 'acquire.attribution', 'whose images these are, where that is known'),
     Owned('decisions.jsonl', 'data.decisions', 'every decision and every undoing of one'),
     Owned('labels.csv', 'data.dataset', 'the current labels, for any other tool', False),
@@ -53,10 +54,12 @@ OWNED = (
     Owned('predictions/out-of-fold.parquet', 'evaluation.crossval', 'images judged by linear models that have not seen '
                                                                     'them'),
     Owned('predictions/issues.parquet', 'cleaning.issues', 'the last ranking of images that need a look'),
-    Owned('*.html', 'plots.report', 'pages that show images'),
+    Owned('*.html', 'cleaning.review_page', 'a page for reviewing without a kernel'),
+    Owned('*.html', 'plots.report', 'the report, `report.html` unless said otherwise'),
+    Owned('shards/*', 'acquire.shards', 'what a run on a cluster left when it was stopped'),
 )
 
-# %% ../../nbs/16_forget.ipynb #dd28427c
+# %% ../../nbs/16_forget.ipynb #55e45047
 def erase_everywhere(
     root: str | os.PathLike,  # a dataset's folder
     gone: Gone,
@@ -65,19 +68,17 @@ def erase_everywhere(
     changed = []
     for owned in OWNED:
         if not owned.holds_images or not any(Path(root).glob(owned.files)): continue
-        erase = getattr(importlib.import_module(f'vegc.{owned.owner}'), 'erase', None)  # TRANSITION
-        if erase: changed += erase(root, gone)
+        changed += importlib.import_module(f'vegc.{owned.owner}').erase(root, gone)
     return list(dict.fromkeys(changed))
 
-# %% ../../nbs/16_forget.ipynb #0150c93f
+# %% ../../nbs/16_forget.ipynb #871fb30d
 def stages_trained_on(
     root: str | os.PathLike,  # a dataset's folder
     gone: Gone,
 ) -> list[str]:
     "Stages that have learned from these images."
     if not any(Path(root).glob('models/*/*')): return []
-    find = getattr(importlib.import_module('vegc.training.stages'), 'trained_on', None)  # TRANSITION
-    return find(root, gone) if find else []
+    return importlib.import_module('vegc.training.stages').trained_on(root, gone)
 
 # %% ../../nbs/16_forget.ipynb #83a190e1
 @dataclass
@@ -95,7 +96,7 @@ class Forgotten:
         return (f'{said} Trained on them: {", ".join(self.stages)}, and every model exported from there; '
             'train again and replace those.')
 
-# %% ../../nbs/16_forget.ipynb #adb61f2b
+# %% ../../nbs/16_forget.ipynb #2e086772
 _OF_AN_IMAGE = ('flags', 'path', 'width', 'height', 'original_width', 'original_height', 'bytes', 'sha256',
                 'sha256_fetched',
                 'phash', 'final_url', 'content_type', 'landing_url', 'creator', 'split', 'duplicate_group')
@@ -106,7 +107,7 @@ def _with_same_bytes(df: pd.DataFrame, hit: pd.Series) -> pd.Series:
     same = [df[c].isin(df[c][hit].dropna()) & df[c].notna() for c in ('sha256', 'sha256_fetched')]
     return hit | same[0] | same[1]
 
-# %% ../../nbs/16_forget.ipynb #96ae077c
+# %% ../../nbs/16_forget.ipynb #55b657a3
 def _why_out(row: dict, out: OptOut) -> str:
     "Why a row of the manifest is opted out, or ''."
     known = {c: '' if pd.isna(v) else v for c, v in row.items()}
@@ -137,10 +138,10 @@ def forget(
     if res.rows: dataset.write_labels()
     return res
 
-# %% ../../nbs/16_forget.ipynb #ab0dca6a
+# %% ../../nbs/16_forget.ipynb #b8675681
 ImageDataset.forget = forget
 
-# %% ../../nbs/16_forget.ipynb #8ef8434e
+# %% ../../nbs/16_forget.ipynb #0679471b
 def _asked_for(what: tuple[str, ...]) -> OptOut:
     try: return OptOut(what, source='a request')
     except DatasetError as e: raise UsageError(str(e).replace('Line', 'Item').replace(' of optout.txt', '')) from None
@@ -151,7 +152,7 @@ def _emptied(row: dict, reason: str) -> dict:
     said = reason or 'the same picture as one that was forgotten'
     return kept | dict(status='skipped', error_message=f'opted_out: {said}')
 
-# %% ../../nbs/16_forget.ipynb #40646c8b
+# %% ../../nbs/16_forget.ipynb #73ca2466
 def _remove(root: Path, rows: pd.DataFrame) -> Forgotten:
     "Note what stays out, then have the images of these rows removed, and what was derived from them."
     named = {v for c in ('url', 'sha256', 'sha256_fetched') for v in rows[c].dropna()}

@@ -6,6 +6,7 @@
 __all__ = ['Comparison', 'on_labels', 'compare']
 
 # %% ../../nbs/74_compare.ipynb #232ad6e4
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 
 import pandas as pd
@@ -33,7 +34,7 @@ class Comparison:
     broken: int           # images that only the first predicts correctly
     on_corrected: 'Comparison | None' = None  # the same on corrected labels, where there are any
 
-# %% ../../nbs/74_compare.ipynb #a6cee99f
+# %% ../../nbs/74_compare.ipynb #afb60416
 @patch(as_prop=True)
 def sentence(self: Comparison) -> str:
     "The result in one sentence."
@@ -49,7 +50,7 @@ def to_dict(self: Comparison) -> dict:
     corrected = self.on_corrected.to_dict() if self.on_corrected else None
     return asdict(self) | dict(on_corrected=corrected, sentence=self.sentence)
 
-# %% ../../nbs/74_compare.ipynb #8806e9b6
+# %% ../../nbs/74_compare.ipynb #32c86c11
 @patch
 def __str__(self: Comparison) -> str:
     res = (f'On given labels: {self.sentence} Only the second is correct on {self.fixed}, only the first on '
@@ -57,7 +58,7 @@ def __str__(self: Comparison) -> str:
     if (c := self.on_corrected) is None: return res
     return f'{res}\nOn corrected labels: {c.sentence} McNemar p = {c.p_value:.3f}.'
 
-# %% ../../nbs/74_compare.ipynb #75002546
+# %% ../../nbs/74_compare.ipynb #b85d966f
 def on_labels(
     before: pd.DataFrame,   # as from `predictions`, index path
     after: pd.DataFrame,    # of the same images
@@ -69,11 +70,11 @@ def on_labels(
 # %% ../../nbs/74_compare.ipynb #f86d5ea8
 def compare(
     dataset: DatasetLike,
-    before: str,          # a stage
-    after: str,           # a stage
-    split: str='test',    # valid or test
+    before: str,        # a stage
+    after: str,         # a stage
+    split: str='test',  # `valid` or `test`
     *,
-    trust=(),             # module:function of the stages' bodies, where they are your own
+    trust: str | Callable | Sequence=(),  # module:function of the stages' bodies, where they are your own
 ) -> Comparison:
     "Two stages on the same images, on given and on corrected labels. Raises `LeakError`, `UsageError`, `DatasetError`."
     data, names = snapshot(dataset, trust), (before, after, split)

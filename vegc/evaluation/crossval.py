@@ -8,7 +8,7 @@ __all__ = ['METHOD', 'SMALL', 'features_mark', 'Folds', 'dealt_folds', 'judged_b
            'out_of_fold_predictions', 'HeldOut', 'held_out', 'linear_predictions', 'erase']
 
 # %% ../../nbs/72_crossval.ipynb #a93079f1
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,7 +27,7 @@ from ..splits.folds import group_folds
 from ..training.probes import (head_probabilities, logistic_probe, out_of_fold, unlearned_body, unlearned_features)
 from ..training.stages import StageInfo, stage_info
 
-# %% ../../nbs/72_crossval.ipynb #c90471fd
+# %% ../../nbs/72_crossval.ipynb #04e01f9f
 METHOD = 2  # of judging out of fold; another number makes the tables on disk be made again
 
 def features_mark(
@@ -36,7 +36,7 @@ def features_mark(
     "Names features by what they are: the images, body, size and precision that made them all show in it."
     return sha256_hex(np.ascontiguousarray(x).reshape(-1).view(np.uint8))
 
-# %% ../../nbs/72_crossval.ipynb #1de5755f
+# %% ../../nbs/72_crossval.ipynb #ddc45c13
 @dataclass
 class Folds:
     "Images of some splits, dealt over folds."
@@ -50,7 +50,7 @@ class Folds:
         "Class numbers [n]."
         return self.rows.label.map({c: i for i, c in enumerate(self.classes)}).to_numpy(int)
 
-# %% ../../nbs/72_crossval.ipynb #7af7163f
+# %% ../../nbs/72_crossval.ipynb #085091bb
 def dealt_folds(
     data: Snapshot,
     labels: str,            # current or given
@@ -65,7 +65,7 @@ def dealt_folds(
     fold = group_folds(rows.label.to_numpy(object), groups.to_numpy(object), k, seed)
     return Folds(rows, groups, fold, sorted(rows.label.unique()))
 
-# %% ../../nbs/72_crossval.ipynb #b8f2fdc4
+# %% ../../nbs/72_crossval.ipynb #a5b586c7
 def judged_by_heads(
     x: np.ndarray,      # features [n, d]
     folds: Folds,
@@ -78,7 +78,7 @@ def judged_by_heads(
         p[fold == f] = head_probabilities(x[fold != f], y[fold != f], x[fold == f], c, **how)
     return p
 
-# %% ../../nbs/72_crossval.ipynb #7de6f88a
+# %% ../../nbs/72_crossval.ipynb #aee28a7e
 def frozen_epochs(
     info: StageInfo,
 ) -> int:             # 8 where it has no frozen part
@@ -96,7 +96,7 @@ def cross_validated_predictions(
     epochs: int | None=None,  # None: as many as the frozen part had
     balance: str | None=None, # sampling, oversampling, weights or focal
     seed: int | None=None,    # of the deal and the heads; None: the stage's
-    trust=(),                 # module:function of the stage's body, where it is your own
+    trust: str | Callable | Sequence=(),  # module:function of the stage's body, where it is your own
 ) -> pd.DataFrame:            # as from `predictions`, and fold, group
     """Every image judged by a head that has seen neither it nor its near-duplicates; kept on disk.
     Raises `UsageError`, `DatasetError`, `WeightsError`."""
@@ -127,7 +127,7 @@ def grouped_interval(
     low, high = share_intervals([p*worth], [worth])
     return float(low[0]), float(high[0])
 
-# %% ../../nbs/72_crossval.ipynb #a8f169f0
+# %% ../../nbs/72_crossval.ipynb #0e8bc664
 @delegates(cross_validated_predictions)
 def cross_validate(
     dataset: DatasetLike,
@@ -149,9 +149,9 @@ def small_headline(
     stage: str,
     *,
     labels: str='current',  # or given
-    trust=(),               # module:function of the stage's body, where it is your own
+    trust: str | Callable | Sequence=(),  # module:function of the stage's body, where it is your own
 ) -> Metrics | None:        # None: images enough, no frozen part, or too little to deal over five folds
-    "The cross-validation that stands beside a stage's figures where images are few. Raises `UsageError`, `DatasetError`."
+    "The cross-validation that stands beside a stage's figures where images are few. Raises as `cross_validate` does."
     data = snapshot(dataset, trust)
     rows = data.items(labels)
     held_in = rows[rows.split != 'test']
@@ -166,7 +166,7 @@ def out_of_fold_predictions(
     stage: str | None=None,  # whose kind of body and size to take; None: efficientnet_lite0 at 160 pixels
     *,
     labels: str='current',   # or given
-    trust=(),                # module:function of the stage's body, where it is your own
+    trust: str | Callable | Sequence=(),  # module:function of the stage's body, where it is your own
 ) -> pd.DataFrame:           # as from `predictions`, every image that has a split
     """Every image judged by a linear model that has seen neither it nor its near-duplicates; kept on disk.
     Raises `UsageError`, `DatasetError`, `WeightsError`."""
@@ -181,7 +181,7 @@ def out_of_fold_predictions(
     p = kept_probabilities(data, 'out-of-fold', made_of, rows.path, classes, judge)
     return predictions_frame(rows, p, classes)
 
-# %% ../../nbs/72_crossval.ipynb #b3ad76ac
+# %% ../../nbs/72_crossval.ipynb #03baa2b3
 @dataclass
 class HeldOut:
     "The train part to learn from, and the images of another split to be asked about."
@@ -201,7 +201,7 @@ class HeldOut:
         "Class numbers [n]."
         return self.rows.label.map({c: i for i, c in enumerate(self.classes)}).to_numpy(int)
 
-# %% ../../nbs/72_crossval.ipynb #a2761eb6
+# %% ../../nbs/72_crossval.ipynb #89d58f64
 def held_out(
     data: Snapshot,
     split: str,            # the other part
@@ -221,9 +221,9 @@ def linear_predictions(
     split: str='valid',       # valid or test
     labels: str='current',    # or given
     *,
-    trust=(),                 # module:function of the stage's body, where it is your own
+    trust: str | Callable | Sequence=(),  # module:function of the stage's body, where it is your own
 ) -> pd.DataFrame | None:     # as from `predictions`; None where features cannot be had
-    "Logistic regression on frozen features: trained on train, asked about a split. Raises `UsageError`, `DatasetError`."
+    "Logistic regression on frozen features, from train, asked about a split. Raises `UsageError`, `DatasetError`."
     data = snapshot(dataset, trust)
     h = held_out(data, split, labels)
     if h.rows.label[h.train].nunique() < 2: return None
@@ -232,7 +232,7 @@ def linear_predictions(
     fit = logistic_probe().fit(x[h.train], h.rows.label[h.train])
     return predictions_frame(h.held, fit.predict_proba(x[~h.train]), list(fit.classes_))
 
-# %% ../../nbs/72_crossval.ipynb #8a1360ff
+# %% ../../nbs/72_crossval.ipynb #593485ab
 def erase(
     root: Path,           # a dataset's folder
     gone: Gone,

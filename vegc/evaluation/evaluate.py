@@ -7,10 +7,10 @@ __all__ = ['stage_temperature', 'evaluate', 'evaluate_file']
 
 # %% ../../nbs/73_evaluate.ipynb #8f122a78
 import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from ..core import DatasetError, UsageError, warn
@@ -20,11 +20,11 @@ from .metrics import Metrics, best_temperature, metrics_of, probabilities_of
 from .predictions import predictions, predictions_frame, test_looks
 from ..training.stages import LeakError
 
-# %% ../../nbs/73_evaluate.ipynb #dd64246a
+# %% ../../nbs/73_evaluate.ipynb #401ddfb6
 def stage_temperature(
     dataset: DatasetLike,
     stage: str,
-    trust=(),         # module:function of the stage's body, where it is your own
+    trust: str | Callable | Sequence=(),  # module:function of the stage's body, where it is your own
 ) -> float | None:    # None where valid cannot be used
     "The temperature at which the truth of the valid part is most probable. Raises `UsageError`."
     try: return best_temperature(*probabilities_of(predictions(dataset, stage, 'valid', trust=trust)))
@@ -33,11 +33,11 @@ def stage_temperature(
 # %% ../../nbs/73_evaluate.ipynb #cf3292e4
 def evaluate(
     dataset: DatasetLike,
-    stage: str,
-    split: str='valid',      # train, valid, test
+    stage: str,             # name of a stage
+    split: str='valid',     # `train`, `valid` or `test`
     *,
-    labels: str='current',   # or given
-    trust=(),                # module:function of the stage's body, where it is your own
+    labels: str='current',  # `current`, or `given` for those without decisions
+    trust: str | Callable | Sequence=(),  # module:function of the stage's body, where it is your own
 ) -> Metrics:
     "Scores of a stage on a split, each with an interval. Raises `LeakError`, `UsageError`, `DatasetError`."
     data = snapshot(dataset, trust)
@@ -59,7 +59,8 @@ def evaluate_file(
         raise UsageError(f'{folder} has no files in subfolders; make one subfolder for each class, named after it.')
     p, problems = model.probabilities(files)
     good = [i for i, problem in enumerate(problems) if problem is None]
-    if len(good) < len(files): warn(f'{len(files) - len(good)} files of {folder} are no usable images and are left out.')
+    bad = len(files) - len(good)
+    if bad: warn(f'{bad} files of {folder} are no usable images and are left out.')
     if not good: raise DatasetError(f'{folder} holds no usable image.')
     labels = [files[i].parent.name for i in good]
     rows = pd.DataFrame(dict(path=[str(files[i]) for i in good], split='folder', label=labels, given_label=labels))

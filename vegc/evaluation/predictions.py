@@ -43,7 +43,7 @@ def probabilities(
             bar.update(len(x))
     return np.concatenate(out) if out else np.zeros((0, 0), np.float32)
 
-# %% ../../nbs/71_predictions.ipynb #2beba98e
+# %% ../../nbs/71_predictions.ipynb #4d3d0bba
 PREDICTION_COLUMNS = ['path', 'split', 'label', 'given_label', 'predicted_label', 'probability', 'loss']
 
 def predictions_frame(
@@ -60,7 +60,7 @@ def predictions_frame(
     res = res.assign(predicted_label=best, probability=p.max(1).astype(float), loss=loss)
     return pd.concat([res, pd.DataFrame(p, columns=[f'p_{c}' for c in classes])], axis=1)
 
-# %% ../../nbs/71_predictions.ipynb #99c7c017
+# %% ../../nbs/71_predictions.ipynb #c8dd4ff7
 def check_probabilities(
     table: pd.DataFrame,      # path, p_<class>…
     paths: Sequence[str],     # that must be in it
@@ -68,13 +68,13 @@ def check_probabilities(
     where: str,               # where it came from, for the message
 ) -> np.ndarray:              # float32 [len(paths), c]
     "A stored table's probabilities, in the order of `paths`. Raises `DatasetError` where they are none."
-    try: p = table.set_index('path', verify_integrity=True)[list(columns)].loc[list(paths)].to_numpy(np.float32)
+    try: p = table.drop_duplicates('path').set_index('path').loc[list(paths), list(columns)].to_numpy(np.float32)
     except (KeyError, TypeError, ValueError): p = None
     if p is not None and ((p >= 0) & (p < 1.001)).all(): return p
     raise DatasetError(f"{where} does not hold the probabilities that it should; move it away and run the command "
                        "again: it is made from the images once more.")
 
-# %% ../../nbs/71_predictions.ipynb #358cfe16
+# %% ../../nbs/71_predictions.ipynb #dcb9119e
 def kept_probabilities(
     data: Snapshot,
     name: str,                          # of the table: predictions/<name>.parquet
@@ -88,7 +88,7 @@ def kept_probabilities(
     table = made_table(data.path, where, repr(list(made_of)), make, ['path', *columns])
     return check_probabilities(table, paths, columns, str(data.path/where))
 
-# %% ../../nbs/71_predictions.ipynb #2c0adf0e
+# %% ../../nbs/71_predictions.ipynb #daebe930
 def split_probabilities(
     data: Snapshot,
     info: StageInfo,
@@ -112,7 +112,7 @@ def predictions(
     split: str='valid',     # train, valid, test
     *,
     labels: str='current',  # or given
-    trust=(),               # module:function of the stage's body, where it is your own
+    trust: str | Callable | Sequence=(),  # module:function of the stage's body, where it is your own
 ) -> pd.DataFrame:          # as from `predictions_frame`
     """The predictions table of a stage on a split. Raises `LeakError` on held-out splits that the stage was
     trained on, `UsageError`, `DatasetError`."""
@@ -131,7 +131,7 @@ def embeddings(
     split: str='valid',     # train, valid, test
     *,
     labels: str='current',  # or given
-    trust=(),               # module:function of the stage's body, where it is your own
+    trust: str | Callable | Sequence=(),  # module:function of the stage's body, where it is your own
 ) -> np.ndarray:            # float16 [n, d], rows as `predictions`
     "Pooled features of a stage's own body. Raises `UsageError`, `DatasetError`."
     data = snapshot(dataset, trust)
@@ -153,7 +153,7 @@ def test_looks(
         log.close()
     return len(read_jsonl(path))
 
-# %% ../../nbs/71_predictions.ipynb #4d9164f2
+# %% ../../nbs/71_predictions.ipynb #054caa19
 def erase(
     root: Path,           # a dataset's folder
     gone: Gone,

@@ -108,7 +108,7 @@ def as_svg(
     with plt.rc_context({'svg.fonttype': 'none', 'svg.hashsalt': ax.get_title() + alt}):
         ax.get_figure(root=True).savefig(buf, format='svg', transparent=True, metadata=nothing)
     svg = re.sub('|'.join(_NOT_FOR_A_PAGE), '', buf.getvalue(), flags=re.DOTALL)
-    svg = re.sub(r'(?<=[>"])\s+(?=<)', '', re.sub(r'\s*\n\s*', ' ', svg[svg.index('<svg'):]))
+    svg = re.sub(r'(?<=[>"])\s+(?=<)', '', re.sub(r'\s*\n\s*', ' ', svg[svg.index('<svg'):].strip()))
     for drawn, called in (colours or {}).items(): svg = svg.replace(drawn, called)
     return svg.replace('<svg', f'<svg class="chart" role="img" aria-label="{html.escape(alt)}"', 1)
 

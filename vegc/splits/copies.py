@@ -10,6 +10,7 @@ __all__ = ['GROUP_BY', 'hash_candidates', 'feature_candidates', 'mean_part', 'fe
 # %% ../../nbs/42_copies.ipynb #6d6556d7
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +28,7 @@ from .duplicates import (NEIGHBOURS, exact_pairs, feature_pairs, group_numbers, 
                                     kept_axes, least_similarity, pairs_frame, prove_pairs, with_twins)
 from .overlap import COARSE, GreyThumb, LEAST_PART, METHOD, SIDE
 
-# %% ../../nbs/42_copies.ipynb #22118414
+# %% ../../nbs/42_copies.ipynb #115a1525
 def hash_candidates(
     images: pd.DataFrame,  # rows of `dataset.images`
     rows: np.ndarray,      # row numbers to compare
@@ -40,7 +41,7 @@ def hash_candidates(
     margin = 5*(near.similarity - 231/256)  # similarities of hashes are nearer to 1
     return near.assign(a=hashed[near.a], b=hashed[near.b], margin=margin)
 
-# %% ../../nbs/42_copies.ipynb #09e5f85b
+# %% ../../nbs/42_copies.ipynb #66eb4a42
 def feature_candidates(
     x: np.ndarray,                      # pooled features, maxima and means, or others [n, d]
     min_similarity: float | None=None,  # that counts without a proof; None: `least_similarity`
@@ -54,6 +55,7 @@ def feature_candidates(
     pairs = feature_pairs(x, 0., among=3)
     return pairs.assign(margin=pairs.similarity - least)
 
+# %% ../../nbs/42_copies.ipynb #7a652d7e
 def mean_part(x: np.ndarray) -> np.ndarray:
     "The means of pooled features, which stand behind their maxima; features of another make as they are."
     half, some = x.shape[1]//2, x[:200]
@@ -67,7 +69,7 @@ def features_if_any(
     features_of: Callable[[list[str]], np.ndarray] | None=None,  # None: `offline_features`
 ) -> tuple[np.ndarray, np.ndarray] | None:  # which of the paths, and their features
     "Features to look for duplicates with; None, and a warning, where there can be none."
-    if features_of is None: features_of = lambda paths: offline_features(data, paths)  # noqa: E731
+    if features_of is None: features_of = partial(offline_features, data)
     try:
         try: return np.arange(len(paths)), features_of(paths)
         except FileNotFoundError:
@@ -84,6 +86,7 @@ def proof_file(root: str | os.PathLike, mirror: bool) -> Path:
     method = f'{METHOD}-{SIDE}-{COARSE}-{LEAST_PART:g}{"m" if mirror else ""}'
     return place(root, 'features', f'proofs-{method}.parquet')
 
+# %% ../../nbs/42_copies.ipynb #55ff6c7b
 def read_proofs(
     file: Path,
 ) -> pd.DataFrame:  # a, b (hashes), proof (0–1, NaN where pixels could not tell)
@@ -91,13 +94,14 @@ def read_proofs(
     if not file.exists(): return pd.DataFrame(dict(a=[], b=[], proof=[]))
     try: res = pd.read_parquet(file, columns=['a', 'b', 'proof'])
     except (OSError, ValueError, KeyError) as e: raise _bad_proofs(file, e) from e
-    if not (is_string_dtype(res.a) and is_string_dtype(res.b) and is_float_dtype(res.proof)): raise _bad_proofs(file, 'its columns have other types')
+    fits = is_string_dtype(res.a) and is_string_dtype(res.b) and is_float_dtype(res.proof)
+    if not fits: raise _bad_proofs(file, 'its columns have other types')
     return res
 
 def _bad_proofs(file: Path, why: object) -> DatasetError:
     return DatasetError(f'{file} is damaged ({why}); move it away and run again, it is made again.')
 
-# %% ../../nbs/42_copies.ipynb #43c66248
+# %% ../../nbs/42_copies.ipynb #a5b7e215
 def proven_pairs(
     data: Snapshot,
     images: pd.DataFrame,  # rows of `dataset.images`
@@ -113,8 +117,10 @@ def proven_pairs(
     try: return prove_pairs(pairs, thumb, mirror, known=known)
     finally:
         new = [(images.sha256[i], images.sha256[j], proof) for (i, j), proof in list(known.items())[n:]]
-        if new: _write_proofs(file, pd.concat([*([old] if len(old) else []), pd.DataFrame(new, columns=['a', 'b', 'proof'])]))
+        new = pd.DataFrame(new, columns=['a', 'b', 'proof'])
+        if len(new): _write_proofs(file, pd.concat([old, new]) if len(old) else new)
 
+# %% ../../nbs/42_copies.ipynb #34166dfa
 def _by_row(proofs: pd.DataFrame, hashes: pd.Series) -> dict[tuple[int, int], float]:
     "Proofs by the numbers of the first rows that have these hashes."
     row = dict(zip(hashes[::-1], hashes.index[::-1], strict=True))
@@ -128,15 +134,15 @@ def _thumb_if_readable(path: Path) -> GreyThumb | None:
     try: return GreyThumb.read(path)
     except OSError: return None
 
-# %% ../../nbs/42_copies.ipynb #1208a7cb
+# %% ../../nbs/42_copies.ipynb #d4cd4d8c
 def duplicate_pairs(
     data: DatasetLike,
     images: pd.DataFrame,               # rows of `dataset.images`
     *,
-    min_similarity: float | None=None,  # of features, for pairs whose pixels cannot be compared; None: `least_similarity`
+    min_similarity: float | None=None,  # of features, where pixels cannot be compared; None: `least_similarity`
     features_of: Callable[[list[str]], np.ndarray] | None=None,  # paths to features [n, d]; None: `offline_features`
 ) -> pd.DataFrame:                      # a, b (row numbers of `images`), kind, similarity
-    "All pairs of duplicates: exact, and near ones (mirrored too where a mirror keeps the class). Raises `DatasetError`."
+    "All pairs of duplicates: exact, and near ones, mirrored too where that keeps the class. Raises `DatasetError`."
     data, images = snapshot(data), images.reset_index(drop=True)
     flat = images['flags'].fillna('').str.contains('blank')
     rows = np.flatnonzero(~images.sha256.duplicated() & ~flat)
@@ -149,14 +155,14 @@ def duplicate_pairs(
     near = proven_pairs(data, images, near)
     return join_pairs(exact_pairs(images.sha256), with_twins(near, images.sha256))
 
-# %% ../../nbs/42_copies.ipynb #0d9a2d1f
+# %% ../../nbs/42_copies.ipynb #7f40c04d
 def same_value_pairs(values: pd.Series) -> pd.DataFrame:
     "Pairs of rows that share a value; empty ones share nothing."
     known = np.flatnonzero(values.fillna('') != '')
     pairs = exact_pairs(values.iloc[known])
     return pairs.assign(a=known[pairs.a], b=known[pairs.b])
 
-# %% ../../nbs/42_copies.ipynb #ec8eb113
+# %% ../../nbs/42_copies.ipynb #ccca8ad2
 def groups_around_unused(
     pairs: pd.DataFrame,  # links between rows
     splits: pd.Series,    # of the rows, as stored; `none`: used nowhere
@@ -171,20 +177,21 @@ def groups_around_unused(
         if not settled[group].any(): numbers[group] = numbers[bridge]
     return numbers
 
-# %% ../../nbs/42_copies.ipynb #c855171e
+# %% ../../nbs/42_copies.ipynb #c0264305
 def _warn_of_large_group(data: Snapshot, images: pd.DataFrame, numbers: np.ndarray) -> None:
     counts = np.bincount(numbers, minlength=1)
     share = counts.max()/max(len(numbers), 1)
     if len(numbers) < 100 or share <= .02: return
     first, second = images.path[numbers == counts.argmax()].head(2).tolist()
-    warn(f'One group of look-alikes holds {counts.max()} of {len(numbers)} pictures ({share:.0%}), {first} and {second} '
-         f'among them, and all of it lies in one split. `vegc duplicates {data.path} --csv pairs.csv` lists why. '
-         'If they are no copies of each other, or one placeholder many times, exclude what is not wanted (`vegc clean`); '
-         f'then `vegc split {data.path} --reassign`.', stacklevel=4)
+    warn(f'One group of look-alikes holds {counts.max()} of {len(numbers)} pictures ({share:.0%}), {first} and '
+         f'{second} among them, and all of it lies in one split. `vegc duplicates {data.path} --csv pairs.csv` lists '
+         'why. If they are no copies of each other, or one placeholder many times, exclude what is not wanted '
+         f'(`vegc clean`); then `vegc split {data.path} --reassign`.', stacklevel=4)
 
 # %% ../../nbs/42_copies.ipynb #a1e63c58
 GROUP_BY = ('host', 'creator', 'query')
 
+# %% ../../nbs/42_copies.ipynb #c2abe9da
 def find_groups(
     data: DatasetLike,
     images: pd.DataFrame,          # rows of `dataset.images`
@@ -192,7 +199,7 @@ def find_groups(
     *,
     features_of: Callable[[list[str]], np.ndarray] | None=None,  # as for `duplicate_pairs`
 ) -> np.ndarray:                   # group number of each row
-    "Which pictures must stay together. Warns when one group passes 2 % of the pictures. Raises `UsageError`, `DatasetError`."
+    "Which images must stay together; warns when one group passes 2 % of them. Raises `UsageError`, `DatasetError`."
     data = snapshot(data)
     _check_group_by(data, images, group_by)
     links = [duplicate_pairs(data, images, features_of=features_of), same_value_pairs(images.duplicate_group)]
@@ -201,11 +208,13 @@ def find_groups(
     if group_by is None: _warn_of_large_group(data, images, numbers)
     return numbers
 
+# %% ../../nbs/42_copies.ipynb #e0327531
 def _check_group_by(data: Snapshot, images: pd.DataFrame, group_by: str | None) -> None:
     if group_by is None: return
     if group_by not in GROUP_BY: raise UsageError(f'group_by must be host, creator or query, not {group_by!r}.')
     if (images[group_by].fillna('') == '').all():
-        raise UsageError(f'No picture of {data.path} has a {group_by}, so none can be grouped by it; see `vegc manifest --csv`.')
+        raise UsageError(f'No picture of {data.path} has a {group_by}, so none can be grouped by it; '
+                         'see `vegc manifest --csv`.')
 
 # %% ../../nbs/42_copies.ipynb #a3f33906
 def duplicates(
@@ -220,7 +229,7 @@ def duplicates(
     res = pd.DataFrame(dict(path_a=path[pairs.a], path_b=path[pairs.b], kind=pairs.kind, similarity=pairs.similarity))
     return res.sort_values(['similarity', 'path_a', 'path_b'], ascending=[False, True, True], ignore_index=True)
 
-# %% ../../nbs/42_copies.ipynb #4b2dd9b0
+# %% ../../nbs/42_copies.ipynb #94b424f7
 def erase(
     root: str | os.PathLike,  # a dataset's folder
     gone: Gone,               # by hash
@@ -229,6 +238,7 @@ def erase(
     files = [place(root, 'features', p.name) for p in sorted(Path(root, 'features').glob('proofs-*.parquet'))]
     return [file for file in files if _erased(file, gone.hashes)]
 
+# %% ../../nbs/42_copies.ipynb #f3f1add5
 def _erased(file: Path, hashes: set[str]) -> bool:
     "Whether a file had to be rewritten or removed, which is done."
     try: proofs = read_proofs(file)

@@ -21,6 +21,7 @@ from ..data.manifest import SPLITS
 # %% ../../nbs/43_deal.ipynb #1c821ad3
 HALF_A_POINT = .005
 
+# %% ../../nbs/43_deal.ipynb #9e18cf77
 def neediest(
     size: int,            # pictures in the group
     left: int,            # groups that are still to be dealt, this one included
@@ -35,7 +36,7 @@ def neediest(
     if size > 1: return max(used, key=lambda s: (want[s] - have[s])/shares[s])
     return max(used, key=lambda s: (round(want[s] - have[s], 6), -shares[s]))  # single ones make up what is lacking
 
-# %% ../../nbs/43_deal.ipynb #c8ff0ba1
+# %% ../../nbs/43_deal.ipynb #f41c189b
 def largest_first(
     sizes: list[int],     # pictures in each group, falling
     shares: list[float],
@@ -54,8 +55,8 @@ def groups_needed(
     size: int,
     n: int,                # groups of that size
     reached: np.ndarray,   # bool [v, t]: whether larger groups alone can put v pictures into valid and t into test
-) -> np.ndarray:           # int [v, t]: groups of this size that it takes at least on top of the larger ones; −1: cannot be reached
-    "How to reach pairs of counts with groups of one more size."
+) -> np.ndarray:           # int [v, t]; −1: cannot be reached
+    "How many groups of this size it takes at least, on top of the larger ones, to reach each pair of counts."
     took = np.where(reached, 0, -1)
     for used in range(1, n + 1):
         grown = np.zeros(reached.shape, bool)
@@ -66,16 +67,16 @@ def groups_needed(
         took[grown] = used
     return took
 
-# %% ../../nbs/43_deal.ipynb #d65af548
+# %% ../../nbs/43_deal.ipynb #a5532080
 def best_deal(
-    sizes: np.ndarray,   # pictures in each group, int
-    want: np.ndarray,    # pictures that each of three splits should hold
-    have: np.ndarray,    # pictures that lie there already
+    sizes: np.ndarray,   # images in each group, int
+    want: np.ndarray,    # images that each of three splits should hold
+    have: np.ndarray,    # images that lie there already
     off: float,          # how far the furthest split is off by another deal
     *,
     most: int=250_000,   # pairs of counts to try, times sizes
-) -> np.ndarray | None:  # for each group the number of its split; None where nothing is better, or there is too much to try
-    "The deal whose furthest split is off by as little as can be."
+) -> np.ndarray | None:  # for each group the number of its split
+    "The deal whose furthest split is off least; None where nothing is better, or there is too much to try."
     worth_a_look = np.where(want > 0, np.clip(want + off - have, 0, sizes.sum()), 0).astype(int)
     room, different = worth_a_look[1:] + 1, np.unique(sizes)[::-1]  # counts in valid and test
     if len(different)*room.prod() > most: return None
@@ -87,7 +88,7 @@ def best_deal(
     counts = _nearest_counts(reached, sizes, want, have, off)
     return None if counts is None else _read_deal(sizes, steps, counts)
 
-# %% ../../nbs/43_deal.ipynb #8f009d8d
+# %% ../../nbs/43_deal.ipynb #f072a28c
 def _nearest_counts(
     reached: np.ndarray, sizes: np.ndarray, want: np.ndarray, have: np.ndarray, off: float,
 ) -> tuple[int, int] | None:  # of fresh pictures in valid and test
@@ -102,6 +103,7 @@ def _nearest_counts(
     best = worst.argmin()
     return (int(v[best]), int(t[best])) if worst[best] < off - 1e-9 else None
 
+# %% ../../nbs/43_deal.ipynb #b5c0ae62
 def _read_deal(sizes: np.ndarray, steps: list[tuple[int, np.ndarray]], counts: tuple[int, int]) -> np.ndarray:
     "Which groups make up the counts: back through the steps."
     res, (v, t) = np.zeros(len(sizes), int), counts
@@ -113,7 +115,7 @@ def _read_deal(sizes: np.ndarray, steps: list[tuple[int, np.ndarray]], counts: t
             v, t = (v - size, t) if to == 1 else (v, t - size)
     return res
 
-# %% ../../nbs/43_deal.ipynb #2405aa60
+# %% ../../nbs/43_deal.ipynb #6e19d5b4
 def deal(
     sizes: np.ndarray,        # pictures in each group of one class, to be dealt
     shares: np.ndarray,       # wanted share of each split; sums to 1
@@ -133,7 +135,7 @@ def deal(
     if best is not None: res[order] = best
     return res
 
-# %% ../../nbs/43_deal.ipynb #d723de70
+# %% ../../nbs/43_deal.ipynb #00375ebe
 @dataclass
 class MixedGroup:
     "A group with pictures of several classes."
@@ -144,6 +146,7 @@ class MixedGroup:
     @property
     def size(self) -> int: return int(self.counts.sum())
 
+# %% ../../nbs/43_deal.ipynb #747d5df8
 @dataclass
 class Deal:
     "Where the pictures of each class lie while groups of several classes are dealt."
@@ -160,7 +163,7 @@ class Deal:
         for group in self.groups: total[group.classes] += group.counts
         self.want = np.maximum(self.shares*total[:, None], 1e-9)  # pictures [c, 3]
 
-# %% ../../nbs/43_deal.ipynb #51d44aad
+# %% ../../nbs/43_deal.ipynb #de8bd0dd
 @patch
 def move(self: Deal,
     group: MixedGroup,
@@ -176,6 +179,7 @@ def move(self: Deal,
     self.split_of[group.number] = to
     return was
 
+# %% ../../nbs/43_deal.ipynb #b235e940
 @patch
 def off(self: Deal,
     classes: np.ndarray,  # class numbers [m]
@@ -184,7 +188,7 @@ def off(self: Deal,
     have, want, room = self.have[classes], self.want[classes], self.single[classes, 1:]
     return np.maximum(np.maximum(have - want, want - room - have), 0)/want.sum(1)[:, None]
 
-# %% ../../nbs/43_deal.ipynb #9801db17
+# %% ../../nbs/43_deal.ipynb #db7d8d8d
 @patch
 def deal_groups(self: Deal) -> None:
     "Each group in turn to the split that its classes lack most, as shares of what they should have there."
@@ -203,6 +207,7 @@ def even_out(self: Deal,
         moved = [self._move_if_nearer(group) for group in self.groups]
         if not any(moved): return
 
+# %% ../../nbs/43_deal.ipynb #5a5f8059
 @patch
 def _move_if_nearer(self: Deal, group: MixedGroup) -> bool:
     "Try a group in every split, and leave it where its classes are off least."
@@ -216,7 +221,7 @@ def _move_if_nearer(self: Deal, group: MixedGroup) -> bool:
         else: self.move(group, was)
     return moved
 
-# %% ../../nbs/43_deal.ipynb #e7d71263
+# %% ../../nbs/43_deal.ipynb #b8c1bb5e
 @dataclass
 class DealProgram:
     "The question which split each of n groups goes to, for c classes and k splits."
@@ -230,6 +235,7 @@ class DealProgram:
     @property
     def shape(self) -> tuple[int, int, int]: return *self.counts.shape, len(self.shares)  # c, n, k
 
+# %% ../../nbs/43_deal.ipynb #d2d7d19f
 @patch
 def constraints(self: DealProgram) -> LinearConstraint:
     "Every group in one split, every picture somewhere, and what being off means."
@@ -237,19 +243,20 @@ def constraints(self: DealProgram) -> LinearConstraint:
     share, each = csr_array(self.counts/total), kron(eye_array(c), np.ones((k, 1)))
     into, mine = kron(share, eye_array(k)), kron(csr_array(np.diag(1/self.total)), eye_array(k))
     lacks, free = (self.shares - self.fixed/total).ravel(), np.full(c*k, np.inf)
+    one_split, all_own = kron(eye_array(n), np.ones((1, k))), kron(eye_array(c), np.ones((1, k)))
     rows = [  # of the unknowns, least, greatest
-        ([kron(eye_array(n), np.ones((1, k))), None, None, None], np.ones(n), np.ones(n)),        # a group in one split
-        ([None, kron(eye_array(c), np.ones((1, k))), None, None], self.own, self.own),            # own pictures
-        ([into, mine, -each, None], -free, lacks),                                                # a class's furthest split
+        ([one_split, None, None, None], np.ones(n), np.ones(n)),
+        ([None, all_own, None, None], self.own, self.own),
+        ([into, mine, -each, None], -free, lacks),  # a class's furthest split
         ([into, mine, each, None], lacks, free),
-        ([None, None, eye_array(c), csr_array(-np.ones((c, 1)))], np.full(c, -np.inf), np.zeros(c)),  # the furthest class
+        ([None, None, eye_array(c), csr_array(-np.ones((c, 1)))], np.full(c, -np.inf), np.zeros(c)),  # the furthest
         ([kron(share > 0, eye_array(k)), None, None, None], self.needs.ravel(), free)]
     unknowns, least, greatest = zip(*rows, strict=True)
     return LinearConstraint(block_array(unknowns, format='csr'), np.concatenate(least), np.concatenate(greatest))
 
-# %% ../../nbs/43_deal.ipynb #3e4d281e
+# %% ../../nbs/43_deal.ipynb #9088e2e2
 @patch
-def solve(self: DealProgram) -> np.ndarray | None:  # split of each group [n]; None where there is no way or none was found
+def solve(self: DealProgram) -> np.ndarray | None:  # split of each group [n]; None where none was found
     "The deal with the smallest sum of the classes' furthest splits, and of the furthest of all as often."
     c, n, k = self.shape
     cost = np.r_[np.zeros(n*k + c*k), np.ones(c), c]
@@ -276,6 +283,7 @@ def ask_solver(self: Deal,
     if (self.off(classes)[:, self.used]**2).sum() < (before**2).sum(): return
     for group in self.groups: self.move(group, old[group.number])
 
+# %% ../../nbs/43_deal.ipynb #79977ce8
 @patch
 def _program(self: Deal, classes: np.ndarray) -> DealProgram:
     "The groups, and what lies in the splits without them."
@@ -289,7 +297,7 @@ def _program(self: Deal, classes: np.ndarray) -> DealProgram:
     needs = (others == 0) & ((single == 0) & enough)[:, None]
     return DealProgram(counts, own, self.shares[self.used], fixed, self.want[classes].sum(1), needs)
 
-# %% ../../nbs/43_deal.ipynb #01f52cfc
+# %% ../../nbs/43_deal.ipynb #f7b58222
 @patch
 def missing(self: Deal,
     classes: list[int] | np.ndarray,
@@ -300,6 +308,7 @@ def missing(self: Deal,
     enough = self.there[classes].sum(1) + single >= len(self.used)
     return int((np.maximum(empty - single, 0)*enough).sum())
 
+# %% ../../nbs/43_deal.ipynb #334056a8
 @patch
 def cover(self: Deal) -> None:
     "Move groups, smallest first, until every class that has enough of them can be in every split."
@@ -307,6 +316,7 @@ def cover(self: Deal) -> None:
         for to in self.used[self.there[c, self.used] == 0].tolist():
             if self.missing([c]): self._move_one_with(c, to)
 
+# %% ../../nbs/43_deal.ipynb #a41291e9
 @patch
 def _move_one_with(self: Deal, c: int, to: int) -> None:
     "Move the smallest group with a class whose classes miss fewer splits then."
@@ -335,12 +345,14 @@ def splits_dealt(
         table.split_of |= dict(zip(part.number.tolist(), dealt.tolist(), strict=True))
     return im.split.where(~fresh, im.number.map(table.split_of).map(dict(enumerate(SPLITS))))
 
-# %% ../../nbs/43_deal.ipynb #0233b304
+# %% ../../nbs/43_deal.ipynb #be60675b
 def _mixed_groups(sizes: pd.DataFrame, rng: np.random.Generator) -> list[MixedGroup]:  # the largest first
     "Groups from a table of number, class, size."
-    groups = [MixedGroup(number, part['class'].to_numpy(), part['size'].to_numpy()) for number, part in sizes.groupby('number')]
+    groups = [MixedGroup(number, part['class'].to_numpy(), part['size'].to_numpy())
+              for number, part in sizes.groupby('number')]
     return sorted([groups[i] for i in rng.permutation(len(groups))], key=lambda g: -g.size)
 
+# %% ../../nbs/43_deal.ipynb #fa24406d
 def _books(im: pd.DataFrame, shares: np.ndarray, own: pd.DataFrame, groups: list[MixedGroup]) -> Deal:
     "What lies in the splits already, and what is to be dealt: groups of one class (`own`) and of several."
     n_classes = im['class'].max() + 1
@@ -352,7 +364,7 @@ def _books(im: pd.DataFrame, shares: np.ndarray, own: pd.DataFrame, groups: list
     single = own.groupby('class')['size'].agg(['size', 'sum']).reindex(range(n_classes), fill_value=0).to_numpy()
     return Deal(shares, have, there, single, groups)
 
-# %% ../../nbs/43_deal.ipynb #23ec5aff
+# %% ../../nbs/43_deal.ipynb #a5bf5cb1
 def splits_of_groups(
     im: pd.DataFrame,  # split (empty: none yet), number (of its group)
 ) -> pd.Series:        # split of every picture; still empty where a group has none
@@ -363,7 +375,7 @@ def splits_of_groups(
     settled = settled.reindex(settled.index.union(unused), fill_value='none')
     return im.split.where(im.split.notna(), im.number.map(settled))
 
-# %% ../../nbs/43_deal.ipynb #8e52a158
+# %% ../../nbs/43_deal.ipynb #61057d6e
 def splits_as_given(
     im: pd.DataFrame,  # split (empty: none yet), number (of its group)
     given: pd.Series,  # the split that each picture came with, empty where it has none that counts
@@ -376,7 +388,7 @@ def splits_as_given(
 
 # %% ../../nbs/43_deal.ipynb #0a96c469
 def assign_splits(
-    images: pd.DataFrame,   # path, given_label, split, duplicate_group, sha256; source_split where the data came with splits that count
+    images: pd.DataFrame,   # path, given_label, split, duplicate_group, sha256; source_split where it counts
     numbers: np.ndarray,    # group number of each row
     shares: np.ndarray,     # wanted shares of train, valid, test
     seed: int=42,
@@ -389,6 +401,7 @@ def assign_splits(
     im['split'] = splits_dealt(im, np.asarray(shares, float), np.random.default_rng(seed))
     return im[['path', 'split']].astype('string').assign(duplicate_group=_group_names(im))
 
+# %% ../../nbs/43_deal.ipynb #fcb371f3
 def _group_names(im: pd.DataFrame) -> pd.Series:
     "The name of each picture's group."
     names = im.dropna(subset='duplicate_group').groupby('number').duplicate_group.first()

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LARGE', 'NEIGHBOURS', 'PROOFS', 'PROVEN', 'SURE', 'pairs_frame', 'exact_pairs', 'join_pairs', 'with_twins',
            'nearest', 'hash_bits', 'hash_pairs', 'kept_axes', 'whiten', 'least_similarity', 'feature_pairs',
-           'prove_pairs', 'group_numbers']
+           'prove_pairs', 'group_numbers', 'LinkedGroups']
 
 # %% ../../nbs/41_duplicates.ipynb #1a3e4fdc
 from collections.abc import Callable, Sequence
@@ -29,8 +29,10 @@ def pairs_frame(
 ) -> pd.DataFrame:           # a, b (a < b), kind, similarity
     "Pairs of rows as a table."
     i, j = np.asarray(i, int), np.asarray(j, int)
-    return pd.DataFrame(dict(a=np.minimum(i, j), b=np.maximum(i, j), kind=kind, similarity=np.asarray(similarity, float)))
+    similarity = np.asarray(similarity, float)
+    return pd.DataFrame(dict(a=np.minimum(i, j), b=np.maximum(i, j), kind=kind, similarity=similarity))
 
+# %% ../../nbs/41_duplicates.ipynb #c7f0fb81
 def exact_pairs(
     hashes: Sequence[str],  # of the pictures' bytes or pixels
     kind: str='exact',
@@ -41,12 +43,14 @@ def exact_pairs(
     later = np.flatnonzero(first != hashes.index)
     return pairs_frame(first[later], later, kind, np.ones(len(later)))
 
+# %% ../../nbs/41_duplicates.ipynb #e12c3ed2
 def join_pairs(
     *tables: pd.DataFrame,  # as from `pairs_frame`
 ) -> pd.DataFrame:          # each pair once: exact before near, then the greater similarity
     "Put tables of pairs together."
     every = pd.concat([t for t in tables if len(t)] or [tables[0]], ignore_index=True)
-    return every.sort_values(['kind', 'similarity'], ascending=[True, False], kind='stable').drop_duplicates(['a', 'b']).reset_index(drop=True)
+    best_first = every.sort_values(['kind', 'similarity'], ascending=[True, False], kind='stable')
+    return best_first.drop_duplicates(['a', 'b']).reset_index(drop=True)
 
 # %% ../../nbs/41_duplicates.ipynb #7be01c12
 def with_twins(
@@ -66,6 +70,7 @@ def with_twins(
 # %% ../../nbs/41_duplicates.ipynb #444a824c
 LARGE = 20_000  # rows from which on an index is quicker than the product of matrices
 
+# %% ../../nbs/41_duplicates.ipynb #38af217d
 def nearest(
     x: np.ndarray,                     # float32 [n, d], rows of equal length
     k: int,                            # neighbours wanted of each row
@@ -78,10 +83,15 @@ def nearest(
     k = max(min(k, len(x) - 1), 0)
     if k and len(x) >= large:
         if find_spec('faiss'): return _nearest_by_cells(x, queries, k)
-        if len(x) >= 2*large: warn(f'Comparing {len(x):,} pictures without faiss takes a while; pip install "vegc[faiss]" makes it some ten times faster.')
+        if len(x) >= 2*large:
+            warn(f'Comparing {len(x):,} pictures without faiss takes a while; pip install "vegc[faiss]" makes it '
+                 'some ten times faster.')
     return _nearest_by_blocks(x, queries, k)
 
-def _nearest_by_blocks(x: np.ndarray, queries: np.ndarray, k: int, numbers: int=4_000_000) -> tuple[np.ndarray, np.ndarray]:
+# %% ../../nbs/41_duplicates.ipynb #e0c32c6f
+def _nearest_by_blocks(
+    x: np.ndarray, queries: np.ndarray, k: int, numbers: int=4_000_000,
+) -> tuple[np.ndarray, np.ndarray]:
     "All dot products, but never more than some `numbers` of them at a time."
     n, step = len(x), max(1, numbers//max(len(x), 1))
     dots, rows = np.empty((n, k), np.float32), np.empty((n, k), int)
@@ -121,11 +131,12 @@ def hash_bits(
     "Hexadecimal hashes as bytes."
     return np.frombuffer(bytes.fromhex(''.join(hashes)), np.uint8).reshape(len(hashes), -1)
 
+# %% ../../nbs/41_duplicates.ipynb #b7cee339
 def _near_hashes(codes: np.ndarray, queries: np.ndarray, k: int, large: int) -> tuple[np.ndarray, np.ndarray]:
     "For each row the k codes with the fewest other bits: how many, and row numbers as in `nearest`."
     n, bits = len(codes), 8*codes.shape[1]
     if n < large or not find_spec('faiss'):
-        signs = lambda c: np.unpackbits(c, axis=1).astype(np.float32)*2 - 1  # noqa: E731
+        def signs(codes: np.ndarray) -> np.ndarray: return np.unpackbits(codes, axis=1).astype(np.float32)*2 - 1
         dots, rows = nearest(signs(codes), k, signs(queries), large=large)
         return (bits - dots)/2, rows
     import faiss
@@ -145,7 +156,7 @@ def hash_pairs(
     *,
     large: int=LARGE,                   # as in `nearest`
 ) -> pd.DataFrame:                      # as from `pairs_frame`; similarity is the share of equal bits
-    "Rows whose perceptual hashes nearly agree, straight or mirrored; of many with one hash only the first is compared with the rest."
+    "Rows whose perceptual hashes nearly agree; of many with one hash only the first is compared with the rest."
     hashes = list(hashes)
     once = np.flatnonzero(~pd.Series(hashes, dtype=object).duplicated())
     found = [exact_pairs(hashes, 'near')]
@@ -166,6 +177,7 @@ def kept_axes(
     "How many principal axes are worth keeping: with few pictures the last would be noise."
     return min(dims, d, max(1, (n - 1)//4))
 
+# %% ../../nbs/41_duplicates.ipynb #e50c6f4c
 def whiten(
     x: np.ndarray,      # features [n, d]
     dims: int=256,      # principal axes kept, fewer where there are few pictures
@@ -174,17 +186,25 @@ def whiten(
     sample: int=20_000, # rows that the axes are learnt from, at most
 ) -> np.ndarray:        # float32 [n, k], rows of length 1 (0 where a row has nothing of its own)
     "Features centred, whitened by principal components, scaled to unit length."
-    from sklearn.decomposition import PCA
-    k = kept_axes(*x.shape, dims)
-    some = np.sort(np.random.default_rng(seed).permutation(len(x))[:sample])
-    with np.errstate(invalid='ignore'): pca = PCA(k, svd_solver='covariance_eigh' if len(some) > x.shape[1] else 'full').fit(np.asarray(x[some], np.float32))
-    spread = np.sqrt(np.maximum(pca.explained_variance_, 0))
-    axes = (pca.components_.T/np.where(spread > 1e-4*spread.max(initial=1e-6), spread, np.inf)).astype(np.float32)
-    res = np.empty((len(x), k), np.float32)
+    mean, axes = _principal_axes(x, kept_axes(*x.shape, dims), np.random.default_rng(seed), sample)
+    res = np.empty((len(x), axes.shape[1]), np.float32)
     for r in range(0, len(x), 8192):
-        res[r:r + 8192] = (np.asarray(x[r:r + 8192], np.float32) - pca.mean_) @ axes
+        res[r:r + 8192] = (np.asarray(x[r:r + 8192], np.float32) - mean) @ axes
         res[r:r + 8192] /= np.maximum(np.linalg.norm(res[r:r + 8192], axis=1, keepdims=True), 1e-6)
     return res
+
+# %% ../../nbs/41_duplicates.ipynb #194214f8
+def _principal_axes(
+    x: np.ndarray, k: int, rng: np.random.Generator, sample: int,
+) -> tuple[np.ndarray, np.ndarray]:  # mean [d], axes divided by the spread along them [d, k]
+    "Principal axes, learnt from some rows."
+    from sklearn.decomposition import PCA
+    some = np.sort(rng.permutation(len(x))[:sample])
+    pca = PCA(k, svd_solver='covariance_eigh' if len(some) > x.shape[1] else 'full')
+    with np.errstate(invalid='ignore'): pca.fit(np.asarray(x[some], np.float32))
+    spread = np.sqrt(np.maximum(pca.explained_variance_, 0))
+    spread = np.where(spread > 1e-4*spread.max(initial=1e-6), spread, np.inf)  # an axis without spread says nothing
+    return pca.mean_, (pca.components_.T/spread).astype(np.float32)
 
 # %% ../../nbs/41_duplicates.ipynb #1e0a57ac
 def least_similarity(
@@ -193,6 +213,7 @@ def least_similarity(
     "A threshold for `feature_pairs`, higher the fewer axes there are to agree by chance on."
     return .42 + 1.3/np.sqrt(dims)
 
+# %% ../../nbs/41_duplicates.ipynb #0d5d421a
 def feature_pairs(
     x: np.ndarray,                     # features [n, d], not whitened
     min_similarity: float | None=None, # None: `least_similarity`
@@ -201,7 +222,7 @@ def feature_pairs(
     among: int=NEIGHBOURS,             # so many neighbours of each row are candidates
     large: int=LARGE,                  # as in `nearest`
 ) -> pd.DataFrame:                     # as from `pairs_frame`; similarity is the cosine above the neighbourhood
-    "Rows whose whitened features agree more than with others around them; none where too few pictures leave too few axes to tell."
+    "Rows whose whitened features agree more than with others around them; none where few images leave few axes."
     z = whiten(x, dims) if len(x) > NEIGHBOURS else np.zeros((0, 1), np.float32)
     least = least_similarity(z.shape[1]) if min_similarity is None else min_similarity
     if least >= 1 or len(z) < 2: return pairs_frame([], [], 'near', [])
@@ -215,31 +236,39 @@ def feature_pairs(
 # %% ../../nbs/41_duplicates.ipynb #1254f17e
 PROOFS, PROVEN = 2_000, .88
 
+# %% ../../nbs/41_duplicates.ipynb #9a9b884a
 def prove_pairs(
-    pairs: pd.DataFrame,                       # as from `pairs_frame`, with a column margin: similarity above (or below) what its search asks for
-    thumb: Callable[[int], GreyThumb | None],  # a row's picture, None where it cannot be read
-    mirror: bool=True,                         # whether a mirrored picture is a copy
+    pairs: pd.DataFrame,                       # as from `pairs_frame`, and margin: similarity above what is asked for
+    thumb: Callable[[int], GreyThumb | None],  # a row's image, None where it cannot be read
+    mirror: bool=True,                         # whether a mirrored image is a duplicate
     *,
     most: int=PROOFS,                          # pairs proved at most, the most doubtful first
     known: dict[tuple[int, int], float] | None=None,  # what earlier proofs said of pairs of rows; new ones are put in
-) -> pd.DataFrame:                             # the copies among them; similarity is what the pixels say, where they were asked
+) -> pd.DataFrame:                             # the duplicates; similarity is what the pixels say where asked
     "Keep the pairs whose pixels agree, and those above their margin whose pixels could not be compared."
-    seen, known = lru_cache(1000)(thumb), {} if known is None else known
-    proof, doubtful = np.full(len(pairs), np.nan), np.argsort(pairs.margin.abs().to_numpy(), kind='stable')[:most]
-    for r in doubtful[np.argsort(pairs.a.to_numpy()[doubtful], kind='stable')]:
-        pair = int(pairs.a.iloc[r]), int(pairs.b.iloc[r])
-        if pair not in known:
-            a, b = map(seen, pair)
-            if a is None or b is None: continue
-            known[pair] = overlap(a, b, mirror)
-        proof[r] = known[pair]
+    proof = np.full(len(pairs), np.nan)
+    doubtful = np.argsort(pairs.margin.abs().to_numpy(), kind='stable')[:most]
+    in_order = doubtful[np.argsort(pairs.a.to_numpy()[doubtful], kind='stable')]  # an image is read once, or nearly
+    proof[in_order] = _proofs(pairs.iloc[in_order], lru_cache(1000)(thumb), mirror, {} if known is None else known)
     asked = ~np.isnan(proof)
     res = pairs.assign(similarity=np.where(asked, proof, pairs.similarity))
     return res[np.where(asked, proof >= PROVEN, pairs.margin >= 0)].drop(columns='margin')
 
+# %% ../../nbs/41_duplicates.ipynb #ecfa1aca
+def _proofs(pairs: pd.DataFrame, thumb: Callable, mirror: bool, known: dict[tuple[int, int], float]) -> list[float]:
+    "What the pixels say of each pair; NaN where an image cannot be read or shows nothing."
+    res = []
+    for pair in zip(pairs.a.tolist(), pairs.b.tolist(), strict=True):
+        if pair not in known:
+            a, b = map(thumb, pair)
+            if a is not None and b is not None: known[pair] = overlap(a, b, mirror)
+        res.append(known.get(pair, float('nan')))
+    return res
+
 # %% ../../nbs/41_duplicates.ipynb #907836d7
 SURE = .95  # similarity from which on a link always joins
 
+# %% ../../nbs/41_duplicates.ipynb #851d2526
 def group_numbers(
     n: int,               # rows
     pairs: pd.DataFrame,  # a, b; with kind and similarity, links below `sure` must be borne out by others
@@ -248,16 +277,20 @@ def group_numbers(
     support: float=1/3,   # share of the possible links between two groups that joins them
 ) -> np.ndarray:          # int [n]: rows of one group have one number, numbers follow first appearance
     "Rows that belong together share a number."
-    a, b = pairs.a.to_numpy(int), pairs.b.to_numpy(int)
-    certain = ((pairs.kind == 'exact') | (pairs.similarity >= sure)).to_numpy(bool) if 'similarity' in pairs else np.ones(len(pairs), bool)
-    links = coo_array((np.ones(certain.sum()), (a[certain], b[certain])), shape=(n, n))
+    certain, loose = _by_certainty(pairs, sure)
+    links = coo_array((np.ones(len(certain)), (certain.a.to_numpy(int), certain.b.to_numpy(int))), shape=(n, n))
     number = connected_components(links, directed=False)[1]
-    loose = pairs[~certain].sort_values(['similarity', 'a', 'b'], ascending=[False, True, True]) if not certain.all() else pairs[:0]
     if len(loose): number = _average_linkage(number, loose.a.to_numpy(int), loose.b.to_numpy(int), support)[number]
     return pd.factorize(number)[0]
 
+def _by_certainty(pairs: pd.DataFrame, sure: float) -> tuple[pd.DataFrame, pd.DataFrame]:
+    "Links that always join, and the others, best first."
+    if 'similarity' not in pairs: return pairs, pairs[:0]
+    certain = (pairs.kind == 'exact') | (pairs.similarity >= sure)
+    return pairs[certain], pairs[~certain].sort_values(['similarity', 'a', 'b'], ascending=[False, True, True])
+
 # %% ../../nbs/41_duplicates.ipynb #ad9efcfb
-class _Groups:
+class LinkedGroups:
     "Groups that can be joined, and the number of links between any two of them."
     def __init__(self, number: np.ndarray, a: np.ndarray, b: np.ndarray):
         n = number.max() + 1
@@ -289,7 +322,7 @@ class _Groups:
 # %% ../../nbs/41_duplicates.ipynb #c8b9acfd
 def _average_linkage(number: np.ndarray, a: np.ndarray, b: np.ndarray, support: float) -> np.ndarray:
     "For each group of `number` the one it ends in; pairs of rows come best first."
-    groups = _Groups(number, a, b)
+    groups = LinkedGroups(number, a, b)
     todo = list(zip(number[a].tolist(), number[b].tolist(), strict=True))
     while todo:
         left = []
@@ -299,5 +332,5 @@ def _average_linkage(number: np.ndarray, a: np.ndarray, b: np.ndarray, support: 
             if groups.support(i, j) >= support: groups.join(i, j)
             else: left.append((i, j))
         if len(left) == len(todo): break
-        todo = left  # a group that has grown may bear out what it did not before
+        todo = left
     return np.array([groups.find(i) for i in range(len(groups.parent))])

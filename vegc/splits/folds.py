@@ -9,12 +9,12 @@ __all__ = ['main_classes', 'group_folds', 'folds']
 import numpy as np
 import pandas as pd
 
-from ..core import DatasetError, UsageError
-from ..data.dataset import DatasetLike, snapshot
+from ..core import UsageError
+from ..data.dataset import DatasetLike, no_splits, snapshot
 from ..data.manifest import SPLITS
 from .deal import deal
 
-# %% ../../nbs/44_folds.ipynb #9a197111
+# %% ../../nbs/44_folds.ipynb #ffaef675
 def main_classes(
     label: np.ndarray,  # class number of each image [n]
     group: np.ndarray,  # group number of each image [n]
@@ -39,6 +39,7 @@ def group_folds(
     if not 2 <= k <= n: raise UsageError(f'{n} groups cannot be dealt over {k} folds; k must be between 2 and that.')
     return _fold_of_group(np.bincount(group), main_classes(label, group), k, np.random.default_rng(seed))[group]
 
+# %% ../../nbs/44_folds.ipynb #3a2162c7
 def _fold_of_group(sizes: np.ndarray, classes: pd.Series, k: int, rng: np.random.Generator) -> np.ndarray:
     "The fold of each group."
     res, load = np.zeros(len(sizes), int), np.zeros(k)
@@ -49,7 +50,7 @@ def _fold_of_group(sizes: np.ndarray, classes: pd.Series, k: int, rng: np.random
         np.add.at(load, res[mine], sizes[mine])
     return res
 
-# %% ../../nbs/44_folds.ipynb #4127ba57
+# %% ../../nbs/44_folds.ipynb #a022a3f7
 def folds(
     dataset: DatasetLike,
     k: int=5,
@@ -61,7 +62,7 @@ def folds(
     data = snapshot(dataset)
     images = data.images
     if not images.split.isin(SPLITS).any():
-        raise DatasetError(f'{data.path} has no splits yet; `vegc split {data.path}` deals them.')
+        raise no_splits(data)
     mine = images.split.isin(parts).to_numpy(bool)
     labels, groups = (images[c][mine].to_numpy(object) for c in ('given_label', 'duplicate_group'))
     res = np.full(len(images), -1)

@@ -39,7 +39,8 @@ class SplitCounts:
     def __str__(self) -> str:
         rows = [dict({'class': c}, **{s: int(n) for s, n in r.items()}) for c, r in self.counts.iterrows()]
         rows.append({'class': 'all'} | self.to_dict()['total'])
-        return f'{table_text(rows)}\n\n{self.duplicate_groups} groups of copies; {self.assigned} pictures newly assigned.'
+        found = f'{self.duplicate_groups} groups of copies; {self.assigned} pictures newly assigned.'
+        return f'{table_text(rows)}\n\n{found}'
 
     def _repr_html_(self) -> str: return self.counts.to_html()
 
@@ -61,6 +62,7 @@ def split_counts(
     several = int((images.groupby('duplicate_group').size() > 1).sum())
     return SplitCounts(counts.rename_axis(index='class', columns=None), several, assigned)
 
+# %% ../../nbs/45_split.ipynb #14390715
 def _warn_of_few_groups(groups: pd.Series, parts: int) -> None:
     "Say which classes cannot be in every split."
     few = [f'{c!r} ({n} group{"s"*(n > 1)})' for c, n in groups.items() if n < parts]
@@ -68,7 +70,7 @@ def _warn_of_few_groups(groups: pd.Series, parts: int) -> None:
     named = ', '.join(few[:5]) + (', …' if len(few) > 5 else '')
     warn(f'{len(few)} class{"es"*(len(few) > 1)} with too few groups of pictures to be in every split: {named}.')
 
-# %% ../../nbs/45_split.ipynb #c42d1b7a
+# %% ../../nbs/45_split.ipynb #51c38a16
 def given_splits(
     data: Snapshot,
     images: pd.DataFrame,   # rows of `data.images`
@@ -78,6 +80,7 @@ def given_splits(
     last = rank.groupby(data.rows.path).max()
     return images.path.map(last).map(dict(enumerate(SPLITS))).astype('string').where(images.split.isna())
 
+# %% ../../nbs/45_split.ipynb #07a41980
 def _with_valid(source: pd.Series, settled: pd.Series, shares: np.ndarray) -> tuple[pd.Series, np.ndarray]:
     "The source's splits that count, and the shares by which the rest is dealt."
     known = set(source.dropna()) | set(settled.dropna())
@@ -86,7 +89,7 @@ def _with_valid(source: pd.Series, settled: pd.Series, shares: np.ndarray) -> tu
          f'{shares[1]:.0%} of its train part are taken for that.', stacklevel=4)
     return source.where(source != 'train'), np.array([1 - shares[1], shares[1], 0])
 
-# %% ../../nbs/45_split.ipynb #6d9bd581
+# %% ../../nbs/45_split.ipynb #cf716377
 def deal_facts(
     before: pd.DataFrame,   # rows of `images` as they were
     images: pd.DataFrame,   # those rows as they were dealt: split, source_split
@@ -105,20 +108,23 @@ def deal_facts(
 def _append_to_log(data: Snapshot, arguments: dict, facts: dict) -> None:
     "One line in `splits.jsonl`."
     log = Journal(place(data.path, 'splits.jsonl'), sync_every=0)
-    log.add(dict(at=utc_now()) | arguments | facts | dict(fingerprint=data.fingerprint(), tool=f'vegc {version("vegc")}'))
+    made_by = dict(fingerprint=data.fingerprint(), tool=f'vegc {version("vegc")}')
+    log.add(dict(at=utc_now()) | arguments | facts | made_by)
     log.close()
 
+# %% ../../nbs/45_split.ipynb #a5265f9b
 def _warn_of_clash(images: pd.DataFrame, new: pd.DataFrame) -> None:
     "Say how many images that came with a split could not be used."
     where = images.path.map(new.set_index('path').split)
     clash = int(((where == 'none') & images.split.isna() & images.source_split.notna()).sum())
     if not clash: return
     warn(f'{clash} pictures that the data came with in one split have copies in another of its splits; they get the '
-         'split `none` and are used nowhere. given="merge" (--given merge) deals all of them anew instead.', stacklevel=4)
+         'split `none` and are used nowhere. given="merge" (--given merge) deals all of them anew instead.',
+         stacklevel=4)
 
-# %% ../../nbs/45_split.ipynb #10d81a2f
-LOG_COLUMNS = ['at', 'shares', 'seed', 'group_by', 'given', 'reassign', 'images', 'assigned', 'as_given', 'none', 'changed',
-               'duplicate_groups', 'counts', 'fingerprint', 'tool']
+# %% ../../nbs/45_split.ipynb #7ffbfa3b
+LOG_COLUMNS = ['at', 'shares', 'seed', 'group_by', 'given', 'reassign', 'images', 'assigned', 'as_given', 'none',
+               'changed', 'duplicate_groups', 'counts', 'fingerprint', 'tool']
 
 def split_log(
     dataset: DatasetLike,
@@ -126,19 +132,42 @@ def split_log(
     "What was dealt when, one row a call that changed something. Raises `DatasetError`."
     return pd.DataFrame(read_jsonl(place(snapshot(dataset).path, 'splits.jsonl')), columns=LOG_COLUMNS)
 
+# %% ../../nbs/45_split.ipynb #dc30c562
+def _shares(valid: float, test: float, given: str) -> np.ndarray:
+    "Of train, valid, test. Raises `UsageError`."
+    shares = np.array([1 - valid - test, valid, test])
+    if (shares < 0).any() or shares[0] < 1e-9:
+        raise UsageError(f'valid={valid} and test={test} leave nothing to train on.')
+    if given not in ('keep', 'merge'): raise UsageError(f'given must be keep or merge, not {given!r}.')
+    return shares
+
+# %% ../../nbs/45_split.ipynb #b03ad2cf
+def _as_given(
+    data: Snapshot, images: pd.DataFrame, shares: np.ndarray, given: str,
+) -> tuple[pd.DataFrame, np.ndarray]:
+    "The images with the source's splits that count, and the shares by which the rest is dealt."
+    source = given_splits(data, images)
+    if given == 'merge': source = source.mask(source.notna())
+    else: source, shares = _with_valid(source, images.split, shares)
+    return images.assign(source_split=source), shares
+
+def _warn_of_nothing_to_deal() -> None:
+    warn('Every picture has a split already, so nothing was dealt; with reassign (--reassign) all of them are dealt '
+         'anew.', stacklevel=4)
+
 # %% ../../nbs/45_split.ipynb #ac7c2a31
 def split(
     dataset: ImageDataset,
     *,
-    valid: float=.2,             # share of images to validate on
-    test: float=.1,              # share kept for the last word
-    seed: int | None=None,       # None: the dataset's
-    group_by: str | None=None,   # host, creator or query: keep what shares it together
-    given: str='keep',           # splits that the data came with: keep, or merge to deal all of it again
-    reassign: bool=False,        # forget all splits first; old stages will refuse to work on the new ones
-    features_of: Callable[[list[str]], np.ndarray] | None=None,  # what shows duplicates: paths to features; None: `offline_features`
+    valid: float=.2,            # share of the images to validate on
+    test: float=.1,             # share kept for the last word
+    seed: int | None=None,      # seed of the deal; None: the dataset's
+    group_by: str | None=None,  # keep together what shares its `host`, `creator` or `query`
+    given: str='keep',          # splits that the data came with: `keep`, or `merge` to deal all of it again
+    reassign: bool=False,       # forget all splits and deal again from scratch; stages trained before will be refused
+    features_of: Callable[[list[str]], np.ndarray] | None=None,  # as for `duplicate_pairs`
 ) -> SplitCounts:
-    "Assign splits to the images that have none, and note it in `splits.jsonl`. Raises `UsageError`, `DatasetError`, `LockedError`."
+    "Assign splits to the images that have none, and log it. Raises `UsageError`, `DatasetError`, `LockedError`."
     dataset = ImageDataset(dataset)
     data, shares = dataset.read(), _shares(valid, test, given)
     before = data.images
@@ -155,27 +184,7 @@ def split(
     elif group_by or given == 'merge': _warn_of_nothing_to_deal()
     return split_counts(dataset, n_open, parts=int((shares > 0).sum()))
 
-# %% ../../nbs/45_split.ipynb #4ea138fa
-def _shares(valid: float, test: float, given: str) -> np.ndarray:
-    "Of train, valid, test. Raises `UsageError`."
-    shares = np.array([1 - valid - test, valid, test])
-    if (shares < 0).any() or shares[0] < 1e-9: raise UsageError(f'valid={valid} and test={test} leave nothing to train on.')
-    if given not in ('keep', 'merge'): raise UsageError(f'given must be keep or merge, not {given!r}.')
-    return shares
-
-def _as_given(
-    data: Snapshot, images: pd.DataFrame, shares: np.ndarray, given: str,
-) -> tuple[pd.DataFrame, np.ndarray]:
-    "The images with the source's splits that count, and the shares by which the rest is dealt."
-    source = given_splits(data, images)
-    if given == 'merge': source = source.mask(source.notna())
-    else: source, shares = _with_valid(source, images.split, shares)
-    return images.assign(source_split=source), shares
-
-def _warn_of_nothing_to_deal() -> None:
-    warn('Every picture has a split already, so nothing was dealt; with reassign (--reassign) all of them are dealt anew.', stacklevel=4)
-
-# %% ../../nbs/45_split.ipynb #2233daca
+# %% ../../nbs/45_split.ipynb #15d19ef9
 def erase(
     root: str | os.PathLike,  # a dataset's folder
     gone: Gone,
