@@ -32,7 +32,7 @@ FUNCTIONS = {
     'add': ('vegc.acquire.add:add', {'as_json'}, set()),
     'search': ('vegc.acquire.sources:search', {'as_json', 'lists'}, set()),
     'harvest': ('vegc.acquire.sources:read_page', {'as_json', 'page', 'lists'}, {'path'}),
-    'split': ('vegc.splits.split:split', {'as_json'}, set()),
+    'split': ('vegc.splits.split:split', {'as_json'}, {'features_of'}),
     'train': ('vegc.training.train:train', {'as_json'}, set()),
     'evaluate': ('vegc.evaluation.evaluate:evaluate', {'as_json'}, set()),
     'find-issues': ('vegc.cleaning.issues:find_issues', {'as_json', 'csv'}, {'pred_probs', 'label_scores', 'features'}),
@@ -382,10 +382,12 @@ def reviewed(tmp_path):
     from vegc.data.dataset import ImageDataset
     from vegc.data.manifest import manifest_frame, write_manifest
     ds = ImageDataset(tmp_path / 'my set', subject='objects')
-    rows = [dict(key=str(i), url=f'u{i}', given_label='ab'[i % 2], status='ok', path=f'images/{i}.png', sha256=str(i),
-                 split='test' if i == 3 else 'train') for i in range(4)]
-    (ds.path / 'images').mkdir()
-    for r in rows: Image.new('RGB', (40, 30), (60, 20, 90)).save(ds.path / r['path'])
+    rows = [dict(key=str(i), url=f'u{i}', given_label='ab'[i % 2], status='ok',
+                 path=f'images/{"ab"[i % 2]}/{i:016}.png',
+                 sha256=f'{i:064}', split='test' if i == 3 else 'train') for i in range(4)]
+    for r in rows:
+        (ds.path / r['path']).parent.mkdir(parents=True, exist_ok=True)
+        Image.new('RGB', (40, 30), (60, 20, 90)).save(ds.path / r['path'])
     write_manifest(ds.manifest_path, manifest_frame(rows))
     issues = pd.DataFrame(rows)[['path', 'url', 'given_label', 'split']].assign(
         predicted_label='a', label_score=.1, issue_types='label', score=.9, rank=[1, 2, 3, 4],
@@ -397,16 +399,18 @@ def reviewed(tmp_path):
 
 def test_clean_hands_out_a_page_takes_in_what_comes_back_and_says_what_it_did(reviewed, tmp_path):
     done = call('clean', reviewed, '--page', tmp_path / 'review.html', '--limit', 2)
-    assert done.exit_code == 0 and f"vegc clean '{reviewed}' --decisions FILE" in done.output
+    assert done.exit_code == 0, done.output
+    assert f"vegc clean '{reviewed}' --decisions FILE" in done.output
     assert (tmp_path / 'review.html').read_text('utf-8').count('<article') == 2
-    (tmp_path / 'd.csv').write_text('path,action,label,who,why\nimages/1.png,relabel,a,ana,an a\n', 'utf-8')
+    row = f'images/b/{1:016}.png,relabel,a,ana,an a'
+    (tmp_path / 'd.csv').write_text(f'path,action,label,who,why\n{row}\n', 'utf-8')
     done = call('clean', reviewed, '--decisions', tmp_path / 'd.csv')
     assert 'an a' in done.output and '1 decision written: 1 relabel' in done.output
     again = call('clean', reviewed, '--decisions', tmp_path / 'd.csv')
     assert 'Left alone: 1 decided so already' in again.output
     facts = json.loads(call('clean', reviewed, '--auto', .8, '--json').stdout)
-    assert [r['path'] for r in facts['rows']] == ['images/0.png']
-    assert facts['left_alone'] == {'test pictures': 1, 'decided already': 1, 'not sure enough': 1}
+    assert [r['path'] for r in facts['rows']] == [f'images/a/{0:016}.png']
+    assert facts['left_alone'] == {'test images': 1, 'decided already': 1, 'not sure enough': 1}
     table = json.loads(call('clean', reviewed, '--worst', 3, '--json').stdout)['rows']
     assert [table[1][k] for k in ('rank', 'decision', 'who', 'why')] == [2, 'relabel → a', 'ana', 'an a']
     assert 'looks like a' in table[2]['reason'] and table[2]['decision'] == 'undecided'

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['SUBJECTS', 'ON_CONFLICT', 'VegcError', 'UsageError', 'DatasetError', 'LockedError', 'DiskFullError',
            'VegcWarning', 'warn', 'disk_full_is_clear', 'write_atomic', 'replacing', 'class_key',
-           'sha256_hex', 'utc_now', 'DatasetConfig', 'load_config', 'save_config', 'progress', 'reuse_memory',
-           'table_text']
+           'sha256_hex', 'utc_now', 'DatasetConfig', 'is_dataset', 'load_config', 'save_config', 'progress',
+           'reuse_memory', 'table_text']
 
 # %% ../nbs/00_core.ipynb #3d6f9fcd
 import contextlib
@@ -151,6 +151,12 @@ def _one_of(what: str, value: Any, choices: tuple[str, ...]) -> None:
     if value not in choices: raise UsageError(f'{what} must be one of {", ".join(choices)}, not {value!r}.')
 
 # %% ../nbs/00_core.ipynb #4ab42235
+def is_dataset(
+    folder: str | os.PathLike,
+) -> bool:
+    "Whether a folder says that it is a dataset."
+    return (Path(folder)/'dataset.toml').exists()
+
 def load_config(
     folder: str | os.PathLike,  # a dataset
 ) -> DatasetConfig:

@@ -288,14 +288,18 @@ def add(
     src: str | os.PathLike,                     # a folder with a folder a class, a CSV with path|url,label, or an .npz
     dataset: str | os.PathLike | ImageDataset,  # made when it is not there
     *,
-    subject: str | None=None,                   # what the images show; required for a new dataset
-    on_conflict: str | None=None,               # one image under several labels: review, drop, first, all
+    # what the images show: people, objects, species, characters, places or other; needed for a new dataset
+    subject: str | None=None,
+    # one image under several labels: review, drop, first or all; None: the dataset's, review for a new one
+    on_conflict: str | None=None,
     images: str='',                             # of an .npz: the array of images [n, h, w(, c)]; empty: the only one
-    labels: str='',                             # of an .npz: the array of labels [n], another .npz, or FILE.npz:NAME
+    labels: str='',  # of an .npz: the array of labels [n], another .npz, or FILE.npz:NAME; empty: the only one
     class_map: str | os.PathLike | None=None,   # a CSV of number and name for the labels of an .npz
-    split: str | None=None,                     # train, valid, test for what says nothing itself; of an .npz also an array
-    min_side: int=16,                           # refuse smaller ones, pixels
-    allow_hosts: str | tuple=(),                # for a CSV of URLs: hosts that may have a private address
+    # `train`, `valid` or `test` for what says nothing itself; of an .npz also an array of these words
+    split: str | None=None,
+    min_side: int=16,                           # shortest side that is kept, pixels
+    # for a CSV of URLs: hosts that may have a private or loopback address; as text with commas between
+    allow_hosts: str | tuple=(),
 ) -> IngestResult:
     "Verify and store images that are already on disk; the originals stay untouched. Raises `VegcError`s."
     found = find_images(Path(src), ArrayNames(images, labels, class_map, split))

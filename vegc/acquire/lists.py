@@ -21,7 +21,7 @@ from pathlib import Path
 import pandas as pd
 from fastcore.basics import patch
 
-from ..core import DatasetError, UsageError, class_key, sha256_hex, table_text
+from ..core import DatasetError, UsageError, class_key, is_dataset, sha256_hex, table_text
 from ..data.manifest import legal_label
 
 # %% ../../nbs/20_lists.ipynb #6db2d727
@@ -122,7 +122,7 @@ def read_list(
 # %% ../../nbs/20_lists.ipynb #3e081c8c
 def _lists_in(root: Path) -> list[Path]:
     "The lists of a folder or a dataset. Raises `UsageError` when there are none."
-    if (root/'dataset.toml').exists(): root = root/'urls'
+    if is_dataset(root): root = root/'urls'
     lists = [p for p in root.glob('*.csv') if p.is_file() and not p.name.startswith('.')]
     if not lists:
         raise UsageError(f'{root} holds no *.csv; put one file of image URLs a class there, named after the class.')
@@ -267,7 +267,7 @@ def _check_names(rows: pd.DataFrame, lists: list[UrlList]) -> None:
 def plan(
     lists: str | os.PathLike | Sequence[str | os.PathLike],  # a folder of *.csv, a dataset, a file, or several files
     *,
-    max_per_class: int | None=None,                          # at most so many URLs of a class, blank lines not counted
+    max_per_class: int | None=None,  # at most so many URLs of a class; blank lines are not counted
 ) -> ListPlan:
     "Read lists and say what they hold, without downloading. Raises `UsageError`, `DatasetError`."
     if max_per_class is not None and max_per_class < 1:

@@ -242,16 +242,16 @@ def _class_name(label: str) -> str:
 
 # %% ../../nbs/28_sources.ipynb #2800a027
 def search(
-    query: str,                  # what to look for; for inaturalist the name of a taxon
-    source: str='openverse',     # openverse | commons | inaturalist
+    query: str,               # what to look for; for inaturalist the name of a taxon
+    source: str='openverse',  # `openverse`, `commons` or `inaturalist`
     *,
-    max_results: int=100,        # at most so many images
-    label: str | None=None,      # the class; None: the query
-    licenses: str='',            # as the source writes them, commas between; empty: every free one
-    contact: str='',             # a mail or web address for the user agent; Wikimedia wants one
-    token: str='',               # an OAuth2 token of Openverse, for more requests
-    base: str='',                # the root of another server with the same API
-    pause: float=1.,             # seconds between two requests
+    max_results: int=100,     # at most so many images
+    label: str | None=None,   # the class; None: the query
+    licenses: str='',         # as the source writes them, commas between; empty: every free one
+    contact: str='',          # a mail or web address for the user agent; Wikimedia wants one
+    token: str='',            # an OAuth2 token of Openverse, for more requests
+    base: str='',             # the root of another server with the same API
+    pause: float=1.,          # seconds between two requests
 ) -> pd.DataFrame:               # SOURCE_COLUMNS, a line an image
     "Ask an open-license source for images. Raises `UsageError`, `DatasetError`, `SourceError`."
     if source not in SOURCES: raise UsageError(f'source must be one of {", ".join(SOURCES)}, not {source!r}.')
@@ -376,10 +376,10 @@ def _page_row(img: _Img, path: Path, base: str) -> dict | None:
 
 # %% ../../nbs/28_sources.ipynb #2800a043
 def read_page(
-    path: str | os.PathLike,   # a saved .html file
+    path: str | os.PathLike,  # a saved .html file
     *,
-    label: str | None=None,    # the class; None: the file's name
-    base: str='',              # the page's address, where it cannot be read from the file
+    label: str | None=None,   # the class; None: the file's name
+    base: str='',             # the page's address, where it cannot be read from the file
 ) -> pd.DataFrame:             # SOURCE_COLUMNS, a line an image, in the page's order
     "The addresses of all images of a saved page, inline ones included. Raises `UsageError`, `DatasetError`."
     path = Path(path)

@@ -154,8 +154,9 @@ def clean(
     dataset: ImageDataset | str | os.PathLike,
     *,
     decisions: str | os.PathLike | None=None,  # a CSV path,action,label,who,why
-    auto: float | None=None,                   # decide by rule: relabel what is right with at least this chance, 0–1
-    undo: bool=False,                          # take the last call of `clean` back
+    # decide by rule: relabel what is right with at least this chance, 0–1; never on test images
+    auto: float | None=None,
+    undo: bool=False,                          # take the last call back
 ) -> pd.DataFrame:  # path, action, label, who, why: what this call did; `attrs['left_alone']`: what it did not, and why
     "Apply decisions; nothing is deleted. Raises `UsageError`, `DatasetError`, `LockedError`."
     if sum([decisions is not None, auto is not None, undo]) != 1:

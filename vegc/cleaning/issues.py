@@ -159,7 +159,8 @@ def issue_table(
 def find_issues(
     dataset: DatasetLike,
     *,
-    stage: str | None=None,                # judge with the body and size of this stage, before it saw a label
+    # judge with the body of this stage, as it was before it saw a label; None: the offline body at 160 pixels
+    stage: str | None=None,
     pred_probs: np.ndarray | None=None,    # out of fold [n, classes], of your own; columns are the sorted classes
     label_scores: np.ndarray | None=None,  # how good each label is [n], low is bad, of your own, as from cleanlab
     features: np.ndarray | None=None,      # [n, d], of your own; rows as `dataset.stored()`

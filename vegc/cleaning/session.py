@@ -16,9 +16,8 @@ from fastcore.basics import patch
 
 from .reasons import reason
 from ..core import UsageError, warn
-from ..data.dataset import DatasetLike, ImageDataset, Snapshot, snapshot
+from ..data.dataset import DatasetLike, ImageDataset, Snapshot, lists_written, snapshot
 from ..data.decisions import ACTIONS, DecisionLog, check_owner, image_marks, log_head
-from ..data.folder import place
 
 # %% ../../nbs/64_session.ipynb #b9b8136d
 def review_items(
@@ -246,8 +245,8 @@ def close(self: Session) -> Path:  # cleaned.csv
 @patch
 def lists_are_old(self: Session) -> bool:
     "Was something decided after the lists were written?"
-    log, table = self.log.path, place(self.data.path, 'cleaned.csv')
-    return log.exists() and (not table.exists() or table.stat().st_mtime_ns < log.stat().st_mtime_ns)
+    written = lists_written(self.data)
+    return self.log.path.exists() and (written is None or written < self.log.path.stat().st_mtime_ns)
 
 # %% ../../nbs/64_session.ipynb #ab79093d
 def worst_table(

@@ -70,9 +70,9 @@ def on_labels(
 # %% ../../nbs/74_compare.ipynb #f86d5ea8
 def compare(
     dataset: DatasetLike,
-    before: str,          # a stage
-    after: str,           # a stage
-    split: str='test',    # valid or test
+    before: str,        # a stage
+    after: str,         # a stage
+    split: str='test',  # `valid` or `test`
     *,
     trust: str | Callable | Sequence=(),  # module:function of the stages' bodies, where they are your own
 ) -> Comparison:

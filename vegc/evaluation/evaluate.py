@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from ..core import DatasetError, UsageError, warn
@@ -34,10 +33,10 @@ def stage_temperature(
 # %% ../../nbs/73_evaluate.ipynb #cf3292e4
 def evaluate(
     dataset: DatasetLike,
-    stage: str,
-    split: str='valid',      # train, valid, test
+    stage: str,             # name of a stage
+    split: str='valid',     # `train`, `valid` or `test`
     *,
-    labels: str='current',   # or given
+    labels: str='current',  # `current`, or `given` for those without decisions
     trust: str | Callable | Sequence=(),  # module:function of the stage's body, where it is your own
 ) -> Metrics:
     "Scores of a stage on a split, each with an interval. Raises `LeakError`, `UsageError`, `DatasetError`."

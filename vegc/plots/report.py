@@ -45,12 +45,12 @@ def report_path(
 # %% ../../nbs/87_report.ipynb #b75a6ded
 def report(
     dataset: DatasetLike,
-    stage: str | None=None,                # None: the newest; where there is none, a health report of the data
-    out: str | os.PathLike | None=None,    # the HTML file; None: report.html in the dataset
-    pixels: bool=True,                     # False: no image; a dataset of people never shows one
-    before: str | None=None,               # an earlier stage to compare with; None: the frozen part
+    stage: str | None=None,  # name of a stage; None: the newest, or a health report of the data where there is none
+    out: str | os.PathLike | None=None,   # the HTML file; None: report.html in the dataset
+    pixels: bool=True,                    # show images, or none; a dataset of people never shows one
+    before: str | None=None,              # an earlier stage to compare with; None: the frozen part
     *,
-    trust: str | Callable | Sequence=(),   # module:function of bodies of your own that may be imported
+    trust: str | Callable | Sequence=(),  # module:function of bodies of your own that may be imported
 ) -> Path:                                 # the file
     "Write one self-contained HTML file. Raises `UsageError`, `DatasetError`, `LeakError`, `DiskFullError`."
     data = snapshot(dataset, trust)

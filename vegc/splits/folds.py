@@ -9,8 +9,8 @@ __all__ = ['main_classes', 'group_folds', 'folds']
 import numpy as np
 import pandas as pd
 
-from ..core import DatasetError, UsageError
-from ..data.dataset import DatasetLike, snapshot
+from ..core import UsageError
+from ..data.dataset import DatasetLike, no_splits, snapshot
 from ..data.manifest import SPLITS
 from .deal import deal
 
@@ -62,7 +62,7 @@ def folds(
     data = snapshot(dataset)
     images = data.images
     if not images.split.isin(SPLITS).any():
-        raise DatasetError(f'{data.path} has no splits yet; `vegc split {data.path}` deals them.')
+        raise no_splits(data)
     mine = images.split.isin(parts).to_numpy(bool)
     labels, groups = (images[c][mine].to_numpy(object) for c in ('given_label', 'duplicate_group'))
     res = np.full(len(images), -1)

@@ -159,12 +159,12 @@ def _warn_of_nothing_to_deal() -> None:
 def split(
     dataset: ImageDataset,
     *,
-    valid: float=.2,             # share of images to validate on
-    test: float=.1,              # share kept for the last word
-    seed: int | None=None,       # None: the dataset's
-    group_by: str | None=None,   # host, creator or query: keep what shares it together
-    given: str='keep',           # splits that the data came with: keep, or merge to deal all of it again
-    reassign: bool=False,        # forget all splits first; old stages will refuse to work on the new ones
+    valid: float=.2,            # share of the images to validate on
+    test: float=.1,             # share kept for the last word
+    seed: int | None=None,      # seed of the deal; None: the dataset's
+    group_by: str | None=None,  # keep together what shares its `host`, `creator` or `query`
+    given: str='keep',          # splits that the data came with: `keep`, or `merge` to deal all of it again
+    reassign: bool=False,       # forget all splits and deal again from scratch; stages trained before will be refused
     features_of: Callable[[list[str]], np.ndarray] | None=None,  # as for `duplicate_pairs`
 ) -> SplitCounts:
     "Assign splits to the images that have none, and log it. Raises `UsageError`, `DatasetError`, `LockedError`."

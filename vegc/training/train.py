@@ -158,7 +158,7 @@ def frozen_part(
 # %% ../../nbs/56_train.ipynb #12385106
 def _checked(data: Snapshot, stage: str, recipe: Recipe, overwrite: bool) -> None:
     "Raise `UsageError` for what cannot be trained, before anything is done."
-    if stage_file(data, stage, 'stage.json').exists() and not overwrite:
+    if stage in stages(data) and not overwrite:
         raise UsageError(f'There is a stage {stage!r} already; choose another with --stage, or say --overwrite.')
     if recipe.start is None: find_arch(recipe.arch)
 
@@ -177,22 +177,25 @@ def _first_part(data: Snapshot, stage: str, recipe: Recipe, overwrite: bool) -> 
 def train(
     dataset: DatasetLike,
     *,
+    # a body of torchvision or timm by name, efficientnet_lite0, small_cnn, or module:function of your own
     arch: str='resnet50',
-    size: int | tuple[int, int] | None=None,  # side, or (height, width), pixels; None: that of `start`, else 224
-    bs: int=64,                           # at most; fewer where images are few
-    epochs: tuple[int, int]=(8, 10),      # frozen, unfrozen; 0 leaves that part out
-    lr: float | slice | None=None,        # of the unfrozen part; None: its default
-    weights: str | os.PathLike | None='auto',
-    start: str | None=None,               # a stage to start from instead of ImageNet
-    labels: str='current',                # or given: without decisions
-    stage: str='raw',
-    seed: int | None=None,                # None: the dataset's
-    cached: bool=True,                    # the frozen part on cached features
-    views: int=1,                         # versions of each training image for that
-    balance: str | None=None,             # sampling, oversampling, weights or focal
-    patience: int | None=None,            # stop a part when the valid loss has not fallen for so many epochs
-    overwrite: bool=False,
-    trust: str | Callable | Sequence=(),  # module:function of a body of your own that `start` may import
+    # side, or (height, width), of the images, pixels; None: that of `start`, else 224
+    size: int | tuple[int, int] | None=None,
+    bs: int=64,                                # images a batch at most; fewer where images are few
+    epochs: tuple[int, int]=(8, 10),           # of the frozen and of the unfrozen part; 0 leaves a part out
+    # peak rate of the unfrozen part; a slice goes from early layers to the head; None: its default
+    lr: float | slice | None=None,
+    weights: str | os.PathLike | None='auto',  # `auto` for ImageNet weights, or a state dict file
+    start: str | None=None,                    # a stage to start from instead of ImageNet
+    labels: str='current',                     # `current`, or `given` for those without decisions
+    stage: str='raw',                          # name of the stage; the frozen part is saved as NAME-1
+    seed: int | None=None,                     # seed of shuffling and of the head; None: the dataset's
+    cached: bool=True,  # train the frozen part on features computed once, or else with augmentation
+    views: int=1,  # versions of each training image for the frozen part, cropped and mirrored
+    balance: str | None=None,  # for classes of unequal size: `sampling`, `oversampling`, `weights` or `focal`
+    patience: int | None=None,                 # stop a part when the valid loss has not fallen for so many epochs
+    overwrite: bool=False,                     # replace a stage of that name
+    trust: str | Callable | Sequence=(),       # module:function of a body of your own that `start` may import
 ) -> Learner:                             # `.info` is what the stage remembers
     "The two-stage recipe. Raises `UsageError`, `DatasetError`, `LeakError`, `WeightsError`."
     data = snapshot(dataset, trust)
