@@ -388,7 +388,7 @@ def reviewed(tmp_path):
     for r in rows:
         (ds.path / r['path']).parent.mkdir(parents=True, exist_ok=True)
         Image.new('RGB', (40, 30), (60, 20, 90)).save(ds.path / r['path'])
-    write_manifest(ds.manifest_path, manifest_frame(rows))
+    write_manifest(ds.path / 'manifest.parquet', manifest_frame(rows))
     issues = pd.DataFrame(rows)[['path', 'url', 'given_label', 'split']].assign(
         predicted_label='a', label_score=.1, issue_types='label', score=.9, rank=[1, 2, 3, 4],
         confidence=[.99, .7, .6, .9], outlier=.1)
