@@ -12,7 +12,8 @@ PROGRAM = Path(sys.executable).with_name('vegc')  # the console script of this e
 
 def project_files(root):
     "Every file that git tracks, or would after `git add .`: its name and its bytes."
-    listed = subprocess.run(['git', 'ls-files', '-z', '--cached', '--others', '--exclude-standard'], cwd=root, capture_output=True, text=True, check=True)
+    listed = subprocess.run(['git', 'ls-files', '-z', '--cached', '--others', '--exclude-standard'], cwd=root,
+                            capture_output=True, text=True, check=True)
     for name in filter(None, listed.stdout.split('\0')):
         if (root / name).is_file(): yield name, (root / name).read_bytes()  # not there: deleted and not yet committed
 

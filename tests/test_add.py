@@ -231,7 +231,7 @@ def test_file_urls_are_read_by_flag_only_and_never_through_a_redirect(tmp_path):
     with FaultServer() as server:
         uris = [(tmp_path/f'ü {i}.jpg').as_uri() for i in range(2)] + [(tmp_path/'none.jpg').as_uri()]
         lists = write_lists(tmp_path/'lists', a=[*uris, server.url('/to?' + uris[0]), server.url('/x')])
-        code = lambda ds: [m.split(':')[0] for m in ds.df.error_message.fillna('ok')]  # noqa: E731
+        code = lambda ds: [m.split(':')[0] for m in ds.df.error_message.fillna('ok')]
         kw = dict(subject='objects', allow_hosts='127.0.0.1', max_failures=1)
         assert code(ingest(lists, tmp_path/'a', **kw).dataset) == ['bad_scheme']*4 + ['ok']
         assert code(ingest(lists, tmp_path / 'b', allow_files=True, **kw).dataset) == [

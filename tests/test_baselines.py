@@ -24,8 +24,8 @@ test_looks.__test__ = False  # a function of the package, not a test
 
 
 def noise(folder, n=60, copies=3, classes=3):
-    """Images of noise under labels that are dice; each in several copies, which share a group: there is nothing to learn
-    but copies."""
+    """Images of noise under labels that are dice; each in several copies, which share a group: there is nothing to
+    learn but copies."""
     ds, rng = ImageDataset(folder, subject='objects'), np.random.default_rng(0)
     with ds.run() as run:
         for g in range(n):
@@ -184,17 +184,18 @@ def test_only_training_rows_are_repeated(copies, monkeypatch):
 
 
 def test_oversampling_repeats_what_it_learns_from_and_nothing_else(monkeypatch):
-    from vegc.training import probes as heads
-    batches, real = [], heads.FeatureLoader
+    from vegc.training import fit
+    from vegc.training.probes import head_probabilities
+    batches, real = [], fit.FeatureLoader
     class Spy(real):
         def __init__(self, x, y, *a, **kw):
             batches.append((x.numpy(), y.numpy()))
             super().__init__(x, y, *a, **kw)
-    monkeypatch.setattr(heads, 'FeatureLoader', Spy)
+    monkeypatch.setattr(fit, 'FeatureLoader', Spy)
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(60, 8)).astype(np.float32), np.array([0] * 50 + [1] * 10)
     held = rng.normal(size=(30, 8)).astype(np.float32)
-    heads.head_probabilities(x, y, held, 2, epochs=1, balance='oversampling')
+    head_probabilities(x, y, held, 2, epochs=1, balance='oversampling')
     got, labels = batches[0]
     assert np.bincount(labels).tolist() == [50, 50]
     mine = {r.tobytes() for r in x}

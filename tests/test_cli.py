@@ -382,7 +382,8 @@ def reviewed(tmp_path):
     from vegc.data.dataset import ImageDataset
     from vegc.data.manifest import manifest_frame, write_manifest
     ds = ImageDataset(tmp_path / 'my set', subject='objects')
-    rows = [dict(key=str(i), url=f'u{i}', given_label='ab'[i % 2], status='ok', path=f'images/{"ab"[i % 2]}/{i:016}.png',
+    rows = [dict(key=str(i), url=f'u{i}', given_label='ab'[i % 2], status='ok',
+                 path=f'images/{"ab"[i % 2]}/{i:016}.png',
                  sha256=f'{i:064}', split='test' if i == 3 else 'train') for i in range(4)]
     for r in rows:
         (ds.path / r['path']).parent.mkdir(parents=True, exist_ok=True)

@@ -176,7 +176,7 @@ def test_what_is_no_picture_is_named(data, want): assert code(data) == want
 # --- shape
 
 def test_shapes_are_refused_and_shape_comes_before_size():
-    shape = lambda w, h: code(encoded(Image.effect_noise((w, h), 99).convert('RGB'), 'PNG'))  # noqa: E731
+    shape = lambda w, h: code(encoded(Image.effect_noise((w, h), 99).convert('RGB'), 'PNG'))
     assert [shape(1, 1), shape(15, 40), shape(3000, 2), shape(900, 100)] == [
         'too_small',
         'too_small',
@@ -421,7 +421,7 @@ def test_training_and_prediction_see_the_same_pixels(tmp_path):
 
 
 def test_near_copies_hash_alike_and_others_do_not():
-    bits = lambda a, b: (int(a, 16) ^ int(b, 16)).bit_count()  # noqa: E731
+    bits = lambda a, b: (int(a, 16) ^ int(b, 16)).bit_count()
     def busy(seed):  # a photograph has some energy in all of the frequencies that are hashed
         fine = Image.fromarray(np.random.default_rng(seed).integers(0, 255, (30, 40, 3), dtype='uint8')).resize(
             (320, 240), Image.Resampling.BICUBIC

@@ -82,7 +82,7 @@ def first(made, tmp_path_factory): return answers(made, tmp_path_factory.mktemp(
 
 
 @pytest.mark.filterwarnings('ignore')
-@pytest.mark.parametrize('seed', [None, 1])
+@pytest.mark.parametrize('seed', [None, 24])
 def test_answers_are_the_same_in_every_order(seed, made, first, tmp_path):
     order = list(QUESTIONS)[::-1]
     if seed is not None: random.Random(seed).shuffle(order)

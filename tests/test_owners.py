@@ -14,14 +14,17 @@ import vegc.all as A
 from vegc.data.forget import OWNED, forget
 from vegc.data.folder import Gone
 
-# Words in the code that name a file, and the modules that may say them. Made from the table; `data.forget` holds the table.
+# Words in the code that name a file, and the modules that may say them. Made from the table; `data.forget` holds the
+# table.
 NAMED = {'manifest.parquet', 'journal.jsonl', 'ATTRIBUTION.csv', 'decisions.jsonl', 'labels.csv', 'cleaned.csv',
          'splits.jsonl',
          'dataset.toml', 'classes.csv', 'optout.txt', 'forgotten.json', 'test-looks.jsonl', 'cross-validated.parquet',
          'out-of-fold.parquet', 'issues.parquet', 'stage.json', 'weights.safetensors', 'unfinished.pt', '.lock',
          '.decisions.lock'}
-READ_TOO = {'dataset.toml': {'core', 'data.dataset'}, 'classes.csv': {'data.dataset'}, 'optout.txt': {'data.optout'},
-            # `run` keeps manifest and journal together under the lock; of the journal ingest asks what a killed run wrote
+READ_TOO = {'optout.txt': {'data.optout', 'data.dataset', 'acquire.ingest'},  # a user's file; words of a reason
+            'dataset.toml': {'core', 'data.dataset'}, 'classes.csv': {'data.dataset'},
+            # `run` keeps manifest and journal together under the lock; of the journal ingest asks what a killed run
+            # wrote
             'manifest.parquet': {'data.manifest', 'data.dataset'},
             'journal.jsonl': {'data.manifest', 'data.dataset', 'acquire.store'},
             '.lock': {'data.dataset'}, '.decisions.lock': {'data.decisions'},

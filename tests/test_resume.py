@@ -163,7 +163,7 @@ def test_after_a_power_cut_pictures_are_read_again_and_half_ones_fetched_anew(tm
         ds = ingest(lists, tmp_path/'ds', subject='objects', allow_hosts='127.0.0.1').dataset
         rows = ds.df.to_dict('records')
         (ds.path/'manifest.parquet').unlink()  # the power went off: rows in the journal, some bytes not on the disk
-        journal = Journal((ds.path/'journal.jsonl'))
+        journal = Journal(ds.path/'journal.jsonl')
         for r in rows[:5]: journal.add({k: v for k, v in r.items() if not pd.isna(v)})
         (ds.path/rows[0]['path']).write_bytes(bytes(rows[0]['bytes']))
         (ds.path/rows[1]['path']).write_bytes(b'')
@@ -175,7 +175,7 @@ def test_after_a_power_cut_pictures_are_read_again_and_half_ones_fetched_anew(tm
 
 def test_of_two_lines_about_a_row_the_later_counts_and_a_torn_one_does_not(tmp_path):
     ds = ImageDataset(tmp_path/'ds', subject='objects')
-    journal = Journal((ds.path/'journal.jsonl'))
+    journal = Journal(ds.path/'journal.jsonl')
     for key, status in (('a', 'failed'), ('b', 'ok'), ('a', 'ok'), ('c', 'failed')):
         journal.add(dict(key=key, url=f'u{key}', given_label='x', status=status, rank='7'))
     journal.close()
@@ -307,7 +307,7 @@ def test_a_folder_gives_the_same_set_as_its_urls(tmp_path):
     )
     before = {p: p.read_bytes() for p in src.rglob('*.jpg')}
     added = add(src, tmp_path/'b', subject='objects').dataset
-    key = lambda ds: sorted(zip(ds.df.given_label, ds.df.sha256, ds.df.status, strict=True))  # noqa: E731
+    key = lambda ds: sorted(zip(ds.df.given_label, ds.df.sha256, ds.df.status, strict=True))
     assert key(got) == key(added) and list(added.df.url[:2]) == ['cap/0.jpg', 'cap/1.jpg']
     assert {p: p.read_bytes() for p in src.rglob('*.jpg')} == before
     assert add(src, tmp_path/'b').counts['kept'] == 24 and len(added.df) == 24

@@ -100,7 +100,7 @@ def test_the_whole_recipe_on_the_command_line_is_refused(copy, tmp_path):
         'path,action,label,who,why\n'
         + ''.join(f'{p},{"relabel,digit 0" if i % 3 else "exclude,"},ana,by hand\n' for i, p in enumerate(worst))
     )
-    vegc = lambda *args: CliRunner().invoke(app, list(map(str, args)))  # noqa: E731
+    vegc = lambda *args: CliRunner().invoke(app, list(map(str, args)))
     for args in (
         ('clean', copy.path, '--decisions', tmp_path / 'd.csv'),
         ('split', copy.path, '--seed', 42, '--reassign'),
@@ -349,7 +349,8 @@ def test_an_exported_model_is_judged_on_a_folder(trained, tmp_path):
 MAY_UNLINK = {
     'core': {'replacing'},              # its own temporary file
     'data/dataset': {'run', 'update'},  # the journal, once it is folded into the manifest
-    'acquire/store': {'put', 'clear'},  # its own temporary file where writing failed; those of a killed run, and half files
+    # its own temporary file where writing failed; those of a killed run, and half files
+    'acquire/store': {'put', 'clear'},
     'acquire/shards': {'take_over'},    # the folder of a shard, once everything in it was taken over
     'training/train': {'train'},        # the checkpoint of a run that is now finished
 }
@@ -357,7 +358,7 @@ ERASE = {'erase', '_erased'}  # what an owner of files is asked to take out on r
 
 
 def removes_files(call):
-    "Does a call of a method remove or move a file? pandas' rename has keywords or a plain string; a file's has neither."
+    "Does a call remove or move a file? pandas' rename has keywords or a plain string; a file's has neither."
     owner, name = call.func.value, call.func.attr
     if name == 'rename': return not call.keywords and not isinstance(call.args[0], ast.Constant)
     if name in ('remove', 'move'): return isinstance(owner, ast.Name) and owner.id in ('os', 'shutil')
@@ -378,5 +379,6 @@ def test_no_code_path_removes_or_moves_a_picture(module):
     assert found - ERASE <= MAY_UNLINK.get(module.with_suffix('').as_posix(), set())
 
 
-@pytest.mark.parametrize('line', ['path.unlink()', 'shutil.rmtree(p)', 'os.remove(p)', 'shutil.move(a, b)', 'a.rename(b)'])
+@pytest.mark.parametrize('line', ['path.unlink()', 'shutil.rmtree(p)', 'os.remove(p)', 'shutil.move(a, b)',
+                                  'a.rename(b)'])
 def test_that_rule_sees_what_removes(line): assert removers(f'def f():\n    {line}') == {'f'}

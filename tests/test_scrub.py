@@ -47,8 +47,10 @@ GONE = [
     ('/tmp/ipykernel_12/34.py:5: UserWarning: careful\n  f(x)\nkept', 'UserWarning: careful\nkept'),
 ]
 STAYS = [
-    'accuracy 0.8523 (0.8011–0.8902)', 'size 320x240', '16:9', '--deadline 15 seconds', 'https://example.org/home/ada/pic.jpg',
-    'images/pho/0123456789abcdef.jpg', 'of 7,154 URLs', 'host 192.0.2.1:8080', 'epoch 3', 'ratio 1.5 times', 'a/b/c 12:1',
+    'accuracy 0.8523 (0.8011–0.8902)', 'size 320x240', '16:9', '--deadline 15 seconds',
+    'https://example.org/home/ada/pic.jpg',
+    'images/pho/0123456789abcdef.jpg', 'of 7,154 URLs', 'host 192.0.2.1:8080', 'epoch 3', 'ratio 1.5 times',
+    'a/b/c 12:1',
     'sha256 0123456789abcdef0123456789abcdef', 'key 0x12',
     '<img src="data:image/png;base64,/home/ada/12ms+0x7f3a2b1c9d==">',
 ]
@@ -69,16 +71,20 @@ def test_twice_is_once(parts):
 
 
 def notebook(*outputs, **cell):
-    code = dict(cell_type='code', id='a1', metadata={'scrolled': True}, execution_count=7, source=['f()'], outputs=list(outputs)) | cell
-    return dict(nbformat=4, nbformat_minor=5, metadata={'language_info': {'version': '3.11.7'}, 'widgets': {}}, cells=[code])
+    code = dict(cell_type='code', id='a1', metadata={'scrolled': True}, execution_count=7, source=['f()'],
+                outputs=list(outputs)) | cell
+    return dict(nbformat=4, nbformat_minor=5, metadata={'language_info': {'version': '3.11.7'}, 'widgets': {}},
+                cells=[code])
 
 
 def test_a_notebook_loses_counts_metadata_and_bars():
     nb = notebook(
-        dict(output_type='stream', name='stderr', text=['  0%|          | 0/10\r', ' 50%|#####     | 5/10\r', '100%|##########| 10/10\n']),
+        dict(output_type='stream', name='stderr',
+             text=['  0%|          | 0/10\r', ' 50%|#####     | 5/10\r', '100%|##########| 10/10\n']),
         dict(output_type='display_data', metadata={}, data={scrub.WIDGET: {'model_id': 'x'}, 'text/plain': ['0%']}),
         dict(output_type='display_data', metadata={}, data={'text/html': ['<progress value="3"></progress>']}),
-        dict(output_type='execute_result', execution_count=7, metadata={}, data={'text/plain': ['0.93'], 'image/png': 'iVBORw0KGgo='}),
+        dict(output_type='execute_result', execution_count=7, metadata={},
+             data={'text/plain': ['0.93'], 'image/png': 'iVBORw0KGgo='}),
     )
     clean = scrub.scrub(nb)
     cell, = clean['cells']

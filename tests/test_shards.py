@@ -73,7 +73,7 @@ def test_two_nodes_give_the_manifest_of_one_though_a_worker_is_killed(cluster, t
         local = ingest(lists, tmp_path/'local', **KW)
         assert res.counts == local.counts and res.counts['ok'] == 244 and res.counts['skipped'] == 4
         assert comparable(res.dataset).equals(comparable(local.dataset))
-        files = lambda ds: sorted(p.relative_to(ds.path) for p in (ds.path/'images').rglob('*.*'))  # noqa: E731
+        files = lambda ds: sorted(p.relative_to(ds.path) for p in (ds.path/'images').rglob('*.*'))
         assert files(res.dataset) == files(local.dataset) and not list((tmp_path/'ray'/'shards').iterdir())
         for p in res.dataset.df.path.dropna().unique()[:20]: load_rgb(tmp_path/'ray'/p)
         # again: nothing is left to do, no shard is made

