@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from ..core import DatasetError, UsageError, warn
@@ -21,7 +20,7 @@ from .metrics import Metrics, best_temperature, metrics_of, probabilities_of
 from .predictions import predictions, predictions_frame, test_looks
 from ..training.stages import LeakError
 
-# %% ../../nbs/73_evaluate.ipynb #401ddfb6
+# %% ../../nbs/73_evaluate.ipynb #73dcd894
 def stage_temperature(
     dataset: DatasetLike,
     stage: str,
