@@ -29,7 +29,7 @@ from ..features.pixels import pixel_batches
 from ..training.loaders import BALANCE
 from ..training.probes import head_probabilities, logistic_probe, unlearned_body
 
-# %% ../../nbs/75_baselines.ipynb #3dc9c117
+# %% ../../nbs/75_baselines.ipynb #5e53644d
 SCORES = ('accuracy', 'balanced_accuracy', 'macro_f1')
 
 def mean_scores(
@@ -41,7 +41,7 @@ def mean_scores(
     found = summary_scores(class_scores(np.stack([confusion_counts(true, run, c) for run in runs])))
     return {s: float(found[s].mean()) for s in SCORES}
 
-# %% ../../nbs/75_baselines.ipynb #d0c9ea7e
+# %% ../../nbs/75_baselines.ipynb #326bbd39
 def sampled_scores(
     true: np.ndarray,        # class numbers [n]
     runs: np.ndarray,        # predicted class numbers [seeds, n]
@@ -53,7 +53,7 @@ def sampled_scores(
     seeds = np.random.default_rng(0).integers(0, len(runs), (times, len(runs)))
     return {s: np.stack([e[s] for e in each])[seeds, np.arange(times)[:, None]].mean(1) for s in SCORES}
 
-# %% ../../nbs/75_baselines.ipynb #149275a3
+# %% ../../nbs/75_baselines.ipynb #800d66c2
 @dataclass
 class MethodScores:
     "A method's scores, and what they are in samples."
@@ -69,7 +69,7 @@ class MethodScores:
         low, high = share_interval(int((self.runs[0] == true).sum()), len(true))
         return res | dict(accuracy_low=low, accuracy_high=high)
 
-# %% ../../nbs/75_baselines.ipynb #04b55e90
+# %% ../../nbs/75_baselines.ipynb #4038808e
 @patch
 def against(self: MethodScores, other: MethodScores, score: str) -> dict[str, float]:
     "The difference to another method, sample by sample."
@@ -97,7 +97,7 @@ def method_table(
         rows.append(dict(method=method) | m.row(true) | (m.against(found[against], score) if compared else {}))
     return pd.DataFrame(rows)
 
-# %% ../../nbs/75_baselines.ipynb #71937c91
+# %% ../../nbs/75_baselines.ipynb #c42743a0
 def guesses(
     seed: int=0,
 ) -> dict[str, Any]:  # method → a classifier of scikit-learn
@@ -122,7 +122,7 @@ def plain_methods(
         'linear SVM': make_pipeline(StandardScaler(), LinearSVC(C=1e-4, random_state=seed)),
         'random forest': RandomForestClassifier(300, random_state=seed)}
 
-# %% ../../nbs/75_baselines.ipynb #fc0c74c1
+# %% ../../nbs/75_baselines.ipynb #abab04ae
 def plain_answers(
     x: np.ndarray,               # to learn from [n, d]
     y: np.ndarray,               # class numbers [n]
@@ -137,7 +137,7 @@ def plain_answers(
         warnings.simplefilter('ignore', ConvergenceWarning)
         return {k: clone(m).fit(x, y).predict(held) for k, m in fits}
 
-# %% ../../nbs/75_baselines.ipynb #85f21a0a
+# %% ../../nbs/75_baselines.ipynb #0d248eaa
 def frozen_features(
     data: Snapshot,
     paths: Sequence[str],             # of images, relative to the dataset
@@ -152,7 +152,7 @@ def frozen_features(
         arch, size = info.arch, info.size
     return cached_features(data, arch, size, paths=paths, body=body).astype(np.float32)
 
-# %% ../../nbs/75_baselines.ipynb #6ec74618
+# %% ../../nbs/75_baselines.ipynb #05f808c6
 def judged_part(
     data: Snapshot,
     split: str,      # valid or test
@@ -162,7 +162,7 @@ def judged_part(
     if split not in ('valid', 'test'): raise UsageError(f'split must be valid or test, not {split!r}.')
     return held_out(data, split, labels)
 
-# %% ../../nbs/75_baselines.ipynb #bc5b5b27
+# %% ../../nbs/75_baselines.ipynb #f09fa64c
 def inputs(
     data: Snapshot,
     paths: Sequence[str],
@@ -176,7 +176,7 @@ def inputs(
     except (WeightsError, UsageError) as e: warn(f'Only pixels are used, there are no frozen features: {e}')
     return res
 
-# %% ../../nbs/75_baselines.ipynb #ca2a1a3e
+# %% ../../nbs/75_baselines.ipynb #071b9991
 def baseline_answers(
     h: HeldOut,
     xs: Mapping[str, np.ndarray],            # as from `inputs`
@@ -190,7 +190,7 @@ def baseline_answers(
     for what, x in xs.items(): res |= {(k, what): v for k, v in answers(x, methods).items()}
     return res
 
-# %% ../../nbs/75_baselines.ipynb #dc1f2e72
+# %% ../../nbs/75_baselines.ipynb #c792e417
 def stage_answers(
     data: Snapshot,
     stage: str,
@@ -225,7 +225,7 @@ def baselines(
     res.insert(1, 'features', [features for _, features in res.method])
     return res.assign(method=[method for method, _ in res.method])
 
-# %% ../../nbs/75_baselines.ipynb #1dd773ce
+# %% ../../nbs/75_baselines.ipynb #df757612
 def head_answers(
     x: np.ndarray,          # features [n, d]
     h: HeldOut,

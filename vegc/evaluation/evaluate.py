@@ -20,7 +20,7 @@ from .metrics import Metrics, best_temperature, metrics_of, probabilities_of
 from .predictions import predictions, predictions_frame, test_looks
 from ..training.stages import LeakError
 
-# %% ../../nbs/73_evaluate.ipynb #73dcd894
+# %% ../../nbs/73_evaluate.ipynb #401ddfb6
 def stage_temperature(
     dataset: DatasetLike,
     stage: str,

@@ -23,7 +23,7 @@ from .metrics import share_intervals
 from ..features.backbones import WeightsError
 from ..training.probes import logistic_probe, unlearned_features
 
-# %% ../../nbs/76_growth.ipynb #29bc34da
+# %% ../../nbs/76_growth.ipynb #1cc6a2d1
 SHARES = (.1, .15, .2, .3, .45, .7, 1)
 
 @dataclass
@@ -37,7 +37,7 @@ class Curve:
         "How many images it was judged on."
         return self.right.shape[2]
 
-# %% ../../nbs/76_growth.ipynb #db3fe5ff
+# %% ../../nbs/76_growth.ipynb #7d85091a
 def probe_answers(
     x: np.ndarray,      # to learn from [n, d]
     y: np.ndarray,      # class numbers [n]
@@ -67,7 +67,7 @@ def answers_by_n(
     if ns[-1] == len(x): right[-1] = right[-1, 0]
     return Curve(ns, right)
 
-# %% ../../nbs/76_growth.ipynb #c2284c0f
+# %% ../../nbs/76_growth.ipynb #a5ef672a
 @patch
 def table(self: Curve) -> pd.DataFrame:  # n, share, accuracy, low, high
     "Mean accuracy at each n, with the exact interval of so many images."
@@ -75,7 +75,7 @@ def table(self: Curve) -> pd.DataFrame:  # n, share, accuracy, low, high
     low, high = share_intervals(accuracy*self.m, np.full(len(self.ns), self.m))
     return pd.DataFrame(dict(n=self.ns, share=self.ns/self.ns[-1], accuracy=accuracy, low=low, high=high))
 
-# %% ../../nbs/76_growth.ipynb #0862d57a
+# %% ../../nbs/76_growth.ipynb #d62bfe98
 def fit_line(
     u: np.ndarray,        # n^−c [k]
     errors: np.ndarray,   # [..., k]
@@ -110,7 +110,7 @@ def power_law(
         res[better] = (a[:, None] + b[:, None]*v)[better]
     return np.clip(res, 0, 1)
 
-# %% ../../nbs/76_growth.ipynb #b5b1255d
+# %% ../../nbs/76_growth.ipynb #a454088a
 def laws_ahead(
     ns: np.ndarray,       # images [k]
     errors: np.ndarray,   # [samples, k]
@@ -122,7 +122,7 @@ def laws_ahead(
     laws = np.stack([power_law(ns[i:], errors[:, i:], ahead, weights[i:]) for i in first])
     return np.clip(laws*(errors[:, -1]/np.maximum(laws[..., -1], 1e-9))[..., None], 0, 1)
 
-# %% ../../nbs/76_growth.ipynb #a9202b13
+# %% ../../nbs/76_growth.ipynb #8713af24
 def sampled_errors(
     curve: Curve,
     samples: int,
@@ -135,7 +135,7 @@ def sampled_errors(
     drawn = rng.integers(0, repeats, (samples, repeats))
     return 1 - each[np.arange(samples)[:, None], :, drawn].mean(1)
 
-# %% ../../nbs/76_growth.ipynb #6e70f040
+# %% ../../nbs/76_growth.ipynb #1f08f065
 @patch
 def weights(self: Curve) -> np.ndarray:  # [k]
     "How sure each point is: one over its variance, by draws and by the number of images."
@@ -143,7 +143,7 @@ def weights(self: Curve) -> np.ndarray:  # [k]
     by_draw = self.right.mean(2).var(1)/repeats
     return 1/np.maximum(by_draw + error*(1 - error)/self.m, 1e-6)
 
-# %% ../../nbs/76_growth.ipynb #f457161b
+# %% ../../nbs/76_growth.ipynb #7f90ea35
 def extrapolated(
     curve: Curve,
     *,
@@ -178,7 +178,7 @@ class Growth:
         tables = dict(curve=self.curve.to_dict('records'), ahead=self.ahead.to_dict('records'))
         return dict(split=self.split, pictures=self.pictures, sentence=self.sentence) | tables
 
-# %% ../../nbs/76_growth.ipynb #f9dc0629
+# %% ../../nbs/76_growth.ipynb #8aa972a3
 @patch(as_prop=True)
 def sentence(self: Growth) -> str:
     "The answer in a sentence or two."
@@ -193,7 +193,7 @@ def sentence(self: Growth) -> str:
         return f'{start} The curve is too flat or too noisy to say: twice the images would bring {gain}.'
     return f'{start} Twice the images would bring about {gain}.'
 
-# %% ../../nbs/76_growth.ipynb #b3e52d8a
+# %% ../../nbs/76_growth.ipynb #2a5ec655
 @delegates(extrapolated)
 def growth_of(
     curve: Curve,
@@ -203,7 +203,7 @@ def growth_of(
     "What a curve says about more images. Raises `UsageError`."
     return Growth(curve.table(), extrapolated(curve, **how), split, curve.m)
 
-# %% ../../nbs/76_growth.ipynb #ce2f4533
+# %% ../../nbs/76_growth.ipynb #31573a7c
 @delegates(answers_by_n)
 def curve_of(
     dataset: DatasetLike,
@@ -233,7 +233,7 @@ def accuracy_by_n(
     curve = curve_of(dataset, stage, split, **how)
     return None if curve is None else curve.table()
 
-# %% ../../nbs/76_growth.ipynb #bfa1610b
+# %% ../../nbs/76_growth.ipynb #73befe2b
 @delegates(curve_of)
 def would_more_help(
     dataset: DatasetLike,

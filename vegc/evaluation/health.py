@@ -23,7 +23,7 @@ from ..data.dataset import DatasetLike, Snapshot, snapshot
 from ..data.folder import place
 from ..splits.duplicates import exact_pairs, group_numbers, hash_pairs, join_pairs
 
-# %% ../../nbs/77_health.ipynb #97ce304d
+# %% ../../nbs/77_health.ipynb #1f1d36de
 @dataclass
 class Step:
     "One step of the funnel."
@@ -50,7 +50,7 @@ def first_step(
     lost = dict(blank=c['blank']) | {'left out by the cap': c['urls'] - listed}
     return Step('lines', c['lines'] + len(df) - listed, lost)
 
-# %% ../../nbs/77_health.ipynb #5231b2bf
+# %% ../../nbs/77_health.ipynb #dba56ade
 def best_of_addresses(
     df: pd.DataFrame,   # a manifest
 ) -> pd.DataFrame:      # one row a URL, and code: what its error message begins with
@@ -59,7 +59,7 @@ def best_of_addresses(
     code = df.error_message.str.split(':').str[0].fillna('')
     return df.assign(order=order, code=code).sort_values('order', kind='stable').drop_duplicates('url')
 
-# %% ../../nbs/77_health.ipynb #5f36f37b
+# %% ../../nbs/77_health.ipynb #9db0e085
 def unused_images(
     data: Snapshot,
     one: pd.DataFrame,   # as from `best_of_addresses`
@@ -99,7 +99,7 @@ def label_ceiling(
     "The best accuracy of one answer per image, over all rows as collected."
     return float(accuracy_ceiling(by_picture(df)))
 
-# %% ../../nbs/77_health.ipynb #670eff4a
+# %% ../../nbs/77_health.ipynb #e8492b64
 def shared_pairs(
     rows: pd.DataFrame,          # with `url` and `given_label`
 ) -> Counter[tuple[str, str]]:   # (class, class), sorted → distinct URLs that stand under both
@@ -108,7 +108,7 @@ def shared_pairs(
     claims = claims[claims.url.duplicated(keep=False)].sort_values(['url', 'given_label'])
     return Counter(pair for _, labels in claims.groupby('url').given_label for pair in combinations(labels, 2))
 
-# %% ../../nbs/77_health.ipynb #5f0a5b99
+# %% ../../nbs/77_health.ipynb #a00f275d
 MOST_HASHED = 20_000  # images whose perceptual hashes are compared
 
 def hash_groups(
@@ -145,7 +145,7 @@ def second_opinion(
     sure = t[t.best >= t.predicted_label.map(usual)]
     return dict(zip(sure.path, sure.predicted_label, strict=True))
 
-# %% ../../nbs/77_health.ipynb #507449a9
+# %% ../../nbs/77_health.ipynb #39931c67
 def per_class(
     labels: pd.Series,        # one for each thing to count
     classes: Sequence[str],
@@ -164,7 +164,7 @@ def row_counts(
                 failed=per_class(df.given_label[df.status == 'failed'], classes),
                 pictures=per_class(labels.label, classes)) | by_split
 
-# %% ../../nbs/77_health.ipynb #754fb87b
+# %% ../../nbs/77_health.ipynb #778d20c3
 def shared_facts(
     df: pd.DataFrame,           # a manifest
     classes: Sequence[str],
@@ -177,7 +177,7 @@ def shared_facts(
     partners = [next(iter(of[c].most_common(1)), ('', 0))[0] for c in classes]
     return dict(shared=[sum(of[c].values()) for c in classes], partner=partners)
 
-# %% ../../nbs/77_health.ipynb #7e740ef5
+# %% ../../nbs/77_health.ipynb #c9bcd801
 def judged_facts(
     issues: pd.DataFrame | None,  # as from `find_issues`
     current: pd.Series,           # path → current label
@@ -205,7 +205,7 @@ def class_facts(
     res['copies'] = per_class(images.path[several].map(current), used)
     return res.assign(**shared_facts(data.rows, used), **judged_facts(issues, current, used))
 
-# %% ../../nbs/77_health.ipynb #09ef1600
+# %% ../../nbs/77_health.ipynb #50861991
 def has_issue(
     issues: pd.DataFrame,  # as from `find_issues`
     kind: str,             # label, near, off_topic, …
@@ -213,7 +213,7 @@ def has_issue(
     "Which rows have an issue of a kind."
     return issues.issue_types.fillna('').str.split(';').map(lambda kinds: kind in kinds)
 
-# %% ../../nbs/77_health.ipynb #c4773a7a
+# %% ../../nbs/77_health.ipynb #fa4ecf59
 def few_rule(
     c: pd.Series,      # a row of `class_facts`
     n: int | None,     # images it was judged on; None: no model yet
@@ -222,7 +222,7 @@ def few_rule(
     out_of_fold = f' Out of fold, {c.agree} of {c.judged} are predicted as labelled.' if c.judged else ''
     return n is not None and n < 10, f'Too few to say: {n} images to judge by.{out_of_fold}'
 
-# %% ../../nbs/77_health.ipynb #1c2ab10d
+# %% ../../nbs/77_health.ipynb #034f757c
 def data_rules(
     c: pd.Series,               # a row of `class_facts`
     typical: float,             # images of the median class
@@ -239,7 +239,7 @@ def data_rules(
             (c.pictures < .5*typical,
              f'{c.pictures} images, half the classes have {typical:.0f} or more: collect more.')]
 
-# %% ../../nbs/77_health.ipynb #d5295205
+# %% ../../nbs/77_health.ipynb #8be1a378
 def mistake_rules(
     judged: bool,               # a model has been asked
     wrong: Counter,             # class that it was taken for → how often

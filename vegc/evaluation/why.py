@@ -19,7 +19,7 @@ from scipy.stats import rankdata
 from ..core import UsageError
 from .metrics import Metrics, most_confused
 
-# %% ../../nbs/78_why.ipynb #49a30e7c
+# %% ../../nbs/78_why.ipynb #23df9f80
 def p_by_chance(
     by_chance: np.ndarray,  # what random deals give [k]
     found: float,           # what the data gives
@@ -50,7 +50,7 @@ def correlation(
     a, b = a - a.mean(-1, keepdims=True), b - b.mean()
     return (a @ b)/np.maximum(np.sqrt((a*a).sum(-1)*(b @ b)), 1e-12)
 
-# %% ../../nbs/78_why.ipynb #cfc74eff
+# %% ../../nbs/78_why.ipynb #a0f1d274
 def rank_correlation(
     x: np.ndarray,                    # a number for each class [c]
     y: np.ndarray,                    # recall of each class [c]
@@ -67,7 +67,7 @@ def rank_correlation(
     deals = rng.permuted(np.broadcast_to(a, (permutations, len(a))), axis=1)
     return found, p_by_chance(np.abs(correlation(deals, b)), abs(found))
 
-# %% ../../nbs/78_why.ipynb #47056ca1
+# %% ../../nbs/78_why.ipynb #97e3e6dd
 def spread_between(
     ranks: np.ndarray,   # [..., c]
     member: np.ndarray,  # 0 or 1: which class is in which group [c, k]
@@ -105,7 +105,7 @@ def holm(
         res[i] = so_far
     return res
 
-# %% ../../nbs/78_why.ipynb #5554ffd8
+# %% ../../nbs/78_why.ipynb #1bc68461
 def explain_one(
     t: pd.DataFrame,          # a row a class, without gaps in factor and outcome
     factor: str,
@@ -128,7 +128,7 @@ def explain_one(
     partial, partial_p = rank_correlation(x, y, t[control].to_numpy(float), **how)
     return res | dict(partial=partial, partial_p=partial_p)
 
-# %% ../../nbs/78_why.ipynb #dbb8f587
+# %% ../../nbs/78_why.ipynb #697917e1
 EXPLAINED = ['factor', 'kind', 'classes', 'effect', 'p', 'p_holm', 'partial', 'partial_p']
 
 def explain(
@@ -150,7 +150,7 @@ def explain(
     res = pd.DataFrame(list(filter(None, rows)), columns=[c for c in EXPLAINED if c != 'p_holm'])
     return res.assign(p_holm=holm(res.p)).sort_values('p', kind='stable', ignore_index=True)[EXPLAINED]
 
-# %% ../../nbs/78_why.ipynb #4acc1253
+# %% ../../nbs/78_why.ipynb #e8735961
 def own_columns(
     own: pd.DataFrame,  # the class table: slug, name, …
     index: pd.Index,    # classes
@@ -192,7 +192,7 @@ class Inside:
     p_value: float        # two-sided
     table: pd.DataFrame   # superclass (rows true) × superclass: mistakes
 
-# %% ../../nbs/78_why.ipynb #de7be63d
+# %% ../../nbs/78_why.ipynb #d7150b93
 @patch(as_prop=True)
 def sentence(self: Inside) -> str:
     "The answer in a sentence."
@@ -203,7 +203,7 @@ def sentence(self: Inside) -> str:
     return (f'{self.inside} of {self.errors} mistakes ({share:.0%}) stay inside their superclass; chance would keep '
             f'{self.expected:.0%} ({self.low:.0%} to {self.high:.0%}): {what}, {p_text(self.p_value)}.')
 
-# %% ../../nbs/78_why.ipynb #13b969f1
+# %% ../../nbs/78_why.ipynb #db2b1afc
 def inside_by_chance(
     wrong: np.ndarray,   # mistakes [c, c], rows true
     of: np.ndarray,      # superclass number of each class [c]
@@ -217,7 +217,7 @@ def inside_by_chance(
     parts = np.array_split(deals, 1 + permutations*len(i)//2_000_000)
     return np.concatenate([((d[:, i] == d[:, j])*counts).sum(1)/total for d in parts])
 
-# %% ../../nbs/78_why.ipynb #afc56046
+# %% ../../nbs/78_why.ipynb #31034845
 def errors_inside(
     m: Metrics,
     groups: dict[str, str],     # class → superclass
@@ -249,7 +249,7 @@ def explained_by_lists(
     pairs = [tuple(sorted(pair)) for pair in zip(t.label, t.predicted_label, strict=True)]
     return t.assign(shared=[int(shared.get(pair, 0)) for pair in pairs])
 
-# %% ../../nbs/78_why.ipynb #375fd695
+# %% ../../nbs/78_why.ipynb #19db8aa0
 def shared_counts(
     classes: Sequence[str],
     shared: dict[tuple[str, str], int],  # pair of classes → images under both
@@ -260,7 +260,7 @@ def shared_counts(
         if a in number and b in number: res[number[a], number[b]] = res[number[b], number[a]] = k
     return res
 
-# %% ../../nbs/78_why.ipynb #d122a561
+# %% ../../nbs/78_why.ipynb #91cf6606
 def lists_and_confusions(
     m: Metrics,
     shared: dict[tuple[str, str], int],  # as from `shared_pairs`
