@@ -30,9 +30,10 @@ from ..core import UsageError, reuse_memory, sha256_hex, warn
 from ..features.backbones import bf16_helps, bf16_trains, fold_batchnorm, n_features
 from ..features.features import cached_features
 from .learner import (EpochLog, KeepBest, SeedEpoch, WriteCheckpoint, adamw_settings, fast_forward,
-                                   print_nothing, read_checkpoint, weights_of)
+                                   print_nothing, weights_of)
 from .loaders import class_weights, oversampled
 from .ranks import agreed, ranks, this_rank
+from .stages import read_checkpoint
 
 # %% ../../nbs/55_fit.ipynb #25e34171
 def enough_steps(

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['balanced_loss', 'adamw_settings', 'recorded_learner', 'print_nothing', 'import_name', 'image_learner',
            'SeedEpoch', 'epoch_line', 'EpochLog', 'weights_of', 'quality', 'KeepBest', 'plain_values',
-           'WriteCheckpoint', 'read_checkpoint', 'fast_forward']
+           'WriteCheckpoint', 'fast_forward']
 
 # %% ../../nbs/54_learner.ipynb #31ce9556
 import importlib
@@ -30,12 +30,12 @@ from fastai.optimizer import OptimWrapper
 from fastai.torch_core import set_seed
 from torch import nn
 
-from ..core import UsageError, progress, replacing, warn
+from ..core import UsageError, progress
 from ..features.backbones import bf16_helps, find_arch, image_body, image_model, param_groups
 from ..features.features import best_device
 from .loaders import class_weights
 from .ranks import averaged, bare, this_rank
-from .stages import StageInfo, new_stage
+from .stages import StageInfo, new_stage, write_checkpoint
 
 # %% ../../nbs/54_learner.ipynb #e55c0f72
 def balanced_loss(
@@ -206,20 +206,7 @@ class WriteCheckpoint(Callback):
         state = dict(recipe=self.recipe, epoch=self.epoch + 1, model=bare(self.model).state_dict(),
                      opt=plain_values(self.opt.state_dict()), history=self.keep.log.history,
                      best=self.keep.best, best_state=self.keep.state, bf16=self.learn.info.bf16)
-        with replacing(self.path) as tmp: torch.save(state, tmp)
-
-# %% ../../nbs/54_learner.ipynb #fbf3bbac
-def read_checkpoint(
-    path: Path | None,
-    recipe: str,       # of the run that wants to go on
-) -> dict | None:      # recipe, epoch, model, opt, history, best, best_state, bf16
-    "What a stopped run of the same recipe left."
-    if path is None or not path.exists(): return None
-    try: state = torch.load(path, map_location='cpu', weights_only=True)
-    except Exception as e:  # torch raises many kinds for a torn file
-        warn(f'{path} cannot be read ({str(e).splitlines()[0]}); this part is trained from its start.')
-        return None
-    return state if isinstance(state, dict) and state.get('recipe') == recipe else None
+        write_checkpoint(self.path, state)
 
 # %% ../../nbs/54_learner.ipynb #55cc0838
 @contextmanager

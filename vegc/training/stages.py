@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['StageInfo', 'new_stage', 'LeakError', 'leaked', 'check_leaks', 'stage_file', 'stages', 'stage_info',
-           'save_stage', 'check_trust', 'load_model', 'trained_on', 'erase']
+           'save_stage', 'check_trust', 'load_model', 'write_checkpoint', 'read_checkpoint', 'trained_on',
+           'erase']
 
 # %% ../../nbs/51_stages.ipynb #fd0163c7
 import json
@@ -18,7 +19,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from ..core import DatasetError, UsageError, VegcError, replacing, utc_now, write_atomic
+from ..core import (DatasetError, UsageError, VegcError, disk_full_is_clear, replacing, utc_now, warn,
+                       write_atomic)
 from ..data.dataset import DatasetLike
 from ..data.folder import Gone, place
 from ..data.manifest import legal_label
@@ -194,6 +196,7 @@ def save_stage(
     state = {k: v.contiguous().cpu() for k, v in learn.model.state_dict().items()}
     with replacing(stage_file(dataset, name, 'weights.safetensors'), as_open=True) as tmp: save_file(state, tmp)
     write_atomic(stage_file(dataset, name, 'stage.json'), json.dumps(asdict(info), ensure_ascii=False, indent=1))
+    stage_file(dataset, name, 'unfinished.pt').unlink(missing_ok=True)  # of the run that is now finished
     return stage_file(dataset, name)
 
 # %% ../../nbs/51_stages.ipynb #369a0a97
@@ -224,6 +227,29 @@ def load_model(
     except Exception as e:  # safetensors and torch raise many kinds
         raise DatasetError(f'{path} is damaged or of another version: {str(e).splitlines()[0]}') from e
     return model.eval(), info
+
+# %% ../../nbs/51_stages.ipynb #bcb5028e
+def write_checkpoint(
+    path: Path,    # as from `stage_file`
+    state: dict,   # recipe, and what else the next epoch needs: tensors and plain values
+) -> None:
+    "Write down where a run is. Raises `DiskFullError`."
+    import torch
+    with disk_full_is_clear(path), replacing(path) as tmp: torch.save(state, tmp)
+
+# %% ../../nbs/51_stages.ipynb #4a806287
+def read_checkpoint(
+    path: Path | None,
+    recipe: str,       # of the run that wants to go on
+) -> dict | None:      # as it was written
+    "What a stopped run of the same recipe left."
+    import torch
+    if path is None or not path.exists(): return None
+    try: state = torch.load(path, map_location='cpu', weights_only=True)
+    except Exception as e:  # torch raises many kinds for a torn file
+        warn(f'{path} cannot be read ({str(e).splitlines()[0]}); this part is trained from its start.')
+        return None
+    return state if isinstance(state, dict) and state.get('recipe') == recipe else None
 
 # %% ../../nbs/51_stages.ipynb #19f64ace
 def trained_on(

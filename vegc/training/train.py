@@ -208,7 +208,5 @@ def train(
     learn = _first_part(data, stage, recipe, overwrite)
     if recipe.parts[1]: fit_body(learn, recipe.parts[1], lr, patience=patience)
     learn.info.stage = stage  # on every process, though only the first one saves
-    if not this_rank():
-        save_stage(learn, stage, overwrite=overwrite)
-        learn.checkpoint.unlink(missing_ok=True)  # of a run that is now finished
+    if not this_rank(): save_stage(learn, stage, overwrite=overwrite)
     return learn
