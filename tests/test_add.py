@@ -19,7 +19,7 @@ from vegc.acquire.lists import plan
 
 @pytest.fixture
 def characters(tmp_path):
-    "Pictures in one file, labels in another, a class map with code points, as document 003 has them."
+    "Pictures in one file, labels in another, a class map with code points."
     rng = np.random.default_rng(0)
     x, y = rng.integers(0, 255, (30, 28, 28), dtype='uint8'), np.arange(30, dtype='uint8') % 3
     np.savez_compressed(tmp_path/'k-train-imgs.npz', arr_0=x)

@@ -388,7 +388,7 @@ def reviewed(tmp_path):
     for r in rows:
         (ds.path / r['path']).parent.mkdir(parents=True, exist_ok=True)
         Image.new('RGB', (40, 30), (60, 20, 90)).save(ds.path / r['path'])
-    write_manifest(ds.manifest_path, manifest_frame(rows))
+    write_manifest(ds.path / 'manifest.parquet', manifest_frame(rows))
     issues = pd.DataFrame(rows)[['path', 'url', 'given_label', 'split']].assign(
         predicted_label='a', label_score=.1, issue_types='label', score=.9, rank=[1, 2, 3, 4],
         confidence=[.99, .7, .6, .9], outlier=.1)
@@ -410,7 +410,7 @@ def test_clean_hands_out_a_page_takes_in_what_comes_back_and_says_what_it_did(re
     assert 'Left alone: 1 decided so already' in again.output
     facts = json.loads(call('clean', reviewed, '--auto', .8, '--json').stdout)
     assert [r['path'] for r in facts['rows']] == [f'images/a/{0:016}.png']
-    assert facts['left_alone'] == {'test images': 1, 'decided already': 1, 'not sure enough': 1}
+    assert facts['left_alone'] == {'test pictures': 1, 'decided already': 1, 'not sure enough': 1}
     table = json.loads(call('clean', reviewed, '--worst', 3, '--json').stdout)['rows']
     assert [table[1][k] for k in ('rank', 'decision', 'who', 'why')] == [2, 'relabel → a', 'ana', 'an a']
     assert 'looks like a' in table[2]['reason'] and table[2]['decision'] == 'undecided'

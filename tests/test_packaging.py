@@ -109,6 +109,7 @@ DATA_FILES = {
     'vegc/plots/templates/first.html': 'its first screen',
     'vegc/plots/templates/model.html': 'its part about a stage',
     'vegc/plots/templates/data.html': 'its part about the data',
+    'vegc/plots/templates/card.html': 'what it was made from',
     'vegc/plots/templates/parts.html': 'what they share',
     'vegc/plots/templates/report.css': 'its looks, light, dark and printed',
     'vegc/plots/templates/report.js': 'its one script: sorting, and the pictures of a cell',

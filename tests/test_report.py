@@ -205,7 +205,8 @@ def test_lists_are_counted_as_the_plan_counts_them(tmp_path):
     (ds.path / 'urls/a.csv').write_text('\n'.join(f'https://x.example/{k}' if k else '' for k in lines))
     (ds.path / 'urls/b.csv').write_text('https://x.example/1\n')
     rows = plan(ds.path, max_per_class=4).rows
-    write_manifest(ds.manifest_path, manifest_frame(rows.assign(status='failed', error_message='http_404: gone')))
+    rows = rows.assign(status='failed', error_message='http_404: gone')
+    write_manifest(ds.path / 'manifest.parquet', manifest_frame(rows))
     lines, distinct, *rest = funnel(ds)
     assert (lines.name, lines.count) == ('lines', 8)
     assert distinct.count == 3 and distinct.lost == {'blank': 2, 'left out by the cap': 1, 'repeats': 2}
@@ -259,7 +260,7 @@ def test_licenses_are_listed_and_pictures_of_others_are_pointed_out(untrained, t
     rows = ds.df.assign(url=[f'https://{"ab"[i % 2]}.example/{i}.png' for i in range(len(ds.df))])
     rows['license'] = ['CC BY 4.0' if i % 3 == 0 else None for i in range(len(rows))]
     rows['creator'] = ['An' if i % 3 == 0 else None for i in range(len(rows))]
-    write_manifest(ds.manifest_path, manifest_frame(rows))
+    write_manifest(ds.path / 'manifest.parquet', manifest_frame(rows))
     ds = ImageDataset(ds.path)
     n, used = len(ds.labels), ds.df[ds.df.path.isin(ds.labels.path)].drop_duplicates('path')
     known = int(used.license.notna().sum())

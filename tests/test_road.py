@@ -19,12 +19,12 @@ from sklearn.datasets import load_digits
 from typer.testing import CliRunner
 
 from vegc.cleaning.clean import clean, rule_decisions
-from vegc.cleaning.session import Session, write_lists
+from vegc.cleaning.session import Session
 from vegc.cli import app
 from vegc.core import DatasetError, UsageError, sha256_hex
 from vegc.data.dataset import ImageDataset
 from vegc.evaluation.compare import compare
-from vegc.evaluation.evaluate import evaluate
+from vegc.evaluation.evaluate import evaluate, evaluate_file
 from vegc.evaluation.predictions import predictions
 from vegc.sharing.export import export
 from vegc.sharing.model_file import load_model_file, predict
@@ -87,7 +87,7 @@ def test_the_recipe_of_splitting_again_is_refused(copy):
         lambda: load_stage(copy, 'raw'),
         lambda: train(copy, arch='efficientnet_lite0', start='raw', stage='again', epochs=(0, 1)),
     ):
-        with pytest.raises(LeakError, match=f'trained on {n} of the {len(held)} pictures'): attempt()
+        with pytest.raises(LeakError, match=f'trained on {n} of the {len(held)} images'): attempt()
     for part in ('valid', 'test'):
         with pytest.raises(LeakError): evaluate(copy, 'raw', part)
 
@@ -130,10 +130,10 @@ def test_the_whole_recipe_on_the_command_line_is_refused(copy, tmp_path):
     ):
         done = vegc(*args)
         assert done.exit_code == 1 and re.search(
-            r'trained on \d+ of the \d+ pictures that are now in .*Train anew on these splits',
+            r'trained on \d+ of the \d+ images that are now in .*Train again on these splits',
             done.stderr.replace('\n', ' '),
         ), done.stderr
-        if args[0] == 'train': assert f'trained on {n} of the {len(held)} pictures' in done.stderr
+        if args[0] == 'train': assert f'trained on {n} of the {len(held)} images' in done.stderr
     assert sorted((copy.path / 'models').iterdir()) == before
     assert (
         vegc(
@@ -231,10 +231,10 @@ def test_decisions_survive_a_kill(copy):
         said = [p.stdout.readline().strip() for _ in range(25)]
         p.send_signal(signal.SIGKILL)
         said += [line.strip() for line in p.stdout if line.endswith('\n')]
-    with open((copy.path / 'decisions.jsonl'), 'a') as f: f.write('{"id": 999, "path": "imag')  # a torn last line
+    with open(copy.path / 'decisions.jsonl', 'a') as f: f.write('{"id": 999, "path": "imag')  # a torn last line
     standing = Session(copy, test=True).standing()
     assert set(said) <= set(standing) and len(standing) <= len(said) + 1
-    assert len(pd.read_csv(write_lists(copy))) == N - len(standing)
+    assert len(pd.read_csv(copy.write_cleaned())) == N - len(standing)
     assert len(list((copy.path / 'images').rglob('*.png'))) == N  # nothing was deleted
 
 
@@ -340,7 +340,7 @@ def test_an_exported_model_is_judged_on_a_folder(trained, tmp_path):
         to.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(trained.path / row.path, to)
     (tmp_path / 'mine/digit 0/notes.txt').write_text('no picture')
-    with pytest.warns(match='1 files'): m = evaluate(load_model_file(file), tmp_path / 'mine')
+    with pytest.warns(match='1 files'): m = evaluate_file(load_model_file(file), tmp_path / 'mine')
     assert (m.n, m.accuracy) == (len(table), float((table.label == table.predicted_label).mean()))
     assert predict(file, tmp_path / 'mine').path.is_monotonic_increasing
 

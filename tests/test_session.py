@@ -302,7 +302,7 @@ def test_a_step_of_clean_is_one_undo_and_its_own(ds, tmp_path):
     session.decide(order.path[4], 'keep')
     done = clean(ds, auto=.8)
     assert set(done.action) == {'relabel'} and set(done.who) == {'rule'} and order.path[4] not in set(done.path)
-    assert done.attrs['left_alone'] == {'test images': 1, 'decided already': 1}
+    assert done.attrs['left_alone'] == {'test pictures': 1, 'decided already': 1}
     session.decide(order.path[5], 'exclude')
     assert len(clean(ds, undo=True)) == len(done)
     assert actions(session.standing()) == {order.path[4]: ('keep', ''), order.path[5]: ('exclude', '')}

@@ -142,6 +142,7 @@ def test_no_line_is_longer_than_120():
             for p in (ROOT/d).rglob('*.py') if '.ipynb_checkpoints' not in p.parts}
     text |= {p.relative_to(ROOT).as_posix(): '\n'.join(cells_of(p)) for p in (ROOT/'nbs').rglob('*.ipynb')
              if '.ipynb_checkpoints' not in p.parts}
+    del text['vegc/_modidx.py']  # nbdev's index
     assert [f'{name}:{n}' for name, t in text.items() for n,
             line in enumerate(t.splitlines(), 1) if len(line) > 120] == []
 

@@ -1557,7 +1557,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'vegc.sharing.export.WithOutlier.forward': ( 'export.html#withoutlier.forward',
                                                                                   'vegc/sharing/export.py'),
                                      'vegc.sharing.export._about': ('export.html#_about', 'vegc/sharing/export.py'),
-                                     'vegc.sharing.export._label_columns': ('export.html#_label_columns', 'vegc/sharing/export.py'),
                                      'vegc.sharing.export._sampled_paths': ('export.html#_sampled_paths', 'vegc/sharing/export.py'),
                                      'vegc.sharing.export.export': ('export.html#export', 'vegc/sharing/export.py'),
                                      'vegc.sharing.export.unsure_costs': ('export.html#unsure_costs', 'vegc/sharing/export.py'),

@@ -500,7 +500,9 @@ def _print_training(info, dataset: Path, labels: str, as_json: bool) -> None:
     "Say which epoch a stage is and, where images are few, what a cross-validation says."
     from vegc.evaluation.crossval import small_headline
     from vegc.training.ranks import in_turn, this_rank
-    with in_turn(): small = _call(small_headline, _existing(dataset), info.stage, labels=labels)
+    # whoever trained a body of somebody's own has named it
+    how = dict(labels=labels, trust=info.arch)
+    with in_turn(): small = _call(small_headline, _existing(dataset), info.stage, **how)
     if this_rank(): return
     if as_json: return _print_json(info.to_dict() | ({} if small is None else dict(cross_validated=small.brief())))
     print(f'{table_text(_jsonable(info.history))}\n\nSaved as {info.stage}: the best epoch, {_epoch_text(info.best)}.')

@@ -87,7 +87,7 @@ def left_alone(
     idle = issues[(issues.issue_types != '') & ~issues.path.isin(acted)]
     test = (idle.split == 'test').fillna(False).astype(bool)
     decided, ruled = idle.path.isin(standing), idle.issue_types.str.contains('label|blank|off_topic')
-    counts = {'test images': test, 'decided already': decided & ~test, 'not sure enough': ~decided & ~test & ruled,
+    counts = {'test pictures': test, 'decided already': decided & ~test, 'not sure enough': ~decided & ~test & ruled,
               'of a kind no rule decides': ~decided & ~test & ~ruled}
     return {why: int(hit.sum()) for why, hit in counts.items()}
 

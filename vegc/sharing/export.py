@@ -11,14 +11,13 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import torch
 
 from ..cleaning.outliers import Bulk, bulk_distance, fit_bulk
 from ..core import VegcError, warn
 from ..data.dataset import DatasetLike, Snapshot, snapshot
 from ..evaluation.evaluate import stage_temperature
-from ..evaluation.metrics import scaled_confidence, unsure_table
+from ..evaluation.metrics import probabilities_of, scaled_confidence, unsure_table
 from ..evaluation.predictions import predictions
 from ..features.backbones import fold_batchnorm
 from ..features.features import cached_features
@@ -27,18 +26,13 @@ from .model_file import write_model_file
 from ..training.stages import StageInfo, load_model
 
 # %% ../../nbs/91_export.ipynb #d12a22ea
-def _label_columns(table: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
-    "Of a table of predictions: probabilities [n, classes] and the column of each label, `classes` where it has none."
-    p = table.filter(regex='^p_')
-    return p.to_numpy(), p.columns.get_indexer('p_' + table.label) % (p.shape[1] + 1)
-
 def unsure_costs(
     data: Snapshot,
     stage: str,
 ) -> list[dict]:     # rows of `unsure_table`
     "What each threshold costs on the valid part. Raises `LeakError`, `DatasetError`."
     table = predictions(data, stage, 'valid')
-    confidence, _ = scaled_confidence(*_label_columns(table))
+    confidence, _ = scaled_confidence(*probabilities_of(table))
     correct = (table.label == table.predicted_label).to_numpy()
     return unsure_table(confidence, correct, np.arange(1, 0, -.02)).to_dict('records')
 
