@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from ..core import (DatasetError, UsageError, VegcError, disk_full_is_clear, replacing, utc_now, warn,
-                       write_atomic)
+from ..core import (DatasetError, UsageError, VegcError, disk_full_is_clear, load_config, replacing, utc_now,
+                       warn, write_atomic)
 from ..data.dataset import DatasetLike
 from ..data.folder import Gone, place
 from ..data.manifest import legal_label
@@ -121,7 +121,8 @@ def stage_file(
 
 # %% ../../nbs/51_stages.ipynb #a03e918d
 def stages(dataset: DatasetLike) -> list[str]:
-    "Names of the saved stages."
+    "Names of the saved stages. Raises `DatasetError` where there is no dataset."
+    load_config(dataset)
     names = [p.parent.name for p in place(dataset, 'models').glob('*/stage.json')]
     return sorted(name for name in names if not name.startswith('.'))
 
