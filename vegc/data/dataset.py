@@ -213,9 +213,7 @@ def items(self: Snapshot,
     "The images that have a split. Raises `UsageError`, and `DatasetError` where there are none."
     if labels not in ('current', 'given'): raise UsageError(f'labels must be current or given, not {labels!r}.')
     res = self.images[['path', 'given_label', 'split', 'sha256', 'duplicate_group']]
-    if len(res) and res.split.isna().all():
-        raise DatasetError(f'{self.path} has no splits yet; `vegc split` deals them, and `vegc train` does so before '
-                           'it trains.')
+    if len(res) and res.split.isna().all(): raise no_splits(self)
     if new := int(res.split.isna().sum()): _warn_of_new(self.path, new)
     if labels == 'given': res = res.assign(label=res.given_label)
     else: res = res.merge(self.labels[['path', 'label']], on='path')
