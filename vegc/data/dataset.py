@@ -230,9 +230,8 @@ def no_splits(data: Snapshot) -> DatasetError:
                         'trains.')
 
 def _warn_of_new(path: Path, n: int) -> None:
-    warn(f'{n} image{"s" if n > 1 else ""} of {path} came after the splits were dealt and {"have" if n > 1 else "has"} '
-         'none; '
-         f'left out here. `vegc split` gives them one.', stacklevel=4)
+    what = f'1 image of {path} has' if n == 1 else f'{n} images of {path} have'
+    warn(f'{what} come since the splits were dealt, and are left out here; `vegc split` deals them.', stacklevel=4)
 
 # %% ../../nbs/14_dataset.ipynb #577b7778
 _USER_FILES = {'urls', 'classes.csv', 'dataset.toml', 'optout.txt', 'readme.md', 'license'}
