@@ -352,7 +352,7 @@ MAY_UNLINK = {
     # its own temporary file where writing failed; those of a killed run, and half files
     'acquire/store': {'put', 'clear'},
     'acquire/shards': {'take_over'},    # the folder of a shard, once everything in it was taken over
-    'training/train': {'train'},        # the checkpoint of a run that is now finished
+    'training/stages': {'save_stage'},  # the checkpoint of a run that is now finished
 }
 ERASE = {'erase', '_erased'}  # what an owner of files is asked to take out on request
 

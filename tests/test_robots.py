@@ -3,6 +3,7 @@ import asyncio
 import gzip
 import io
 import json
+from dataclasses import asdict
 from itertools import pairwise
 from urllib.parse import quote, unquote
 
@@ -21,6 +22,7 @@ from vegc.core import DatasetError, UsageError, VegcWarning, sha256_hex
 from vegc.data.dataset import ImageDataset
 from vegc.data.forget import forget
 from vegc.data.images import phash
+from vegc.training.stages import StageInfo
 
 LOCAL = dict(subject='objects', allow_hosts='127.0.0.1')
 
@@ -292,7 +294,8 @@ def full(tmp_path):
         im[['path']].assign(loss=1.).to_parquet(ds.path/'predictions/raw-valid.parquet')
         for stage, seen in dict(raw=list(im.sha256), other=['f'*64]).items():
             (ds.path/'models'/stage).mkdir(parents=True)
-            (ds.path/'models'/stage/'stage.json').write_text(json.dumps(dict(trained_on=seen)))
+            record = StageInfo(stage, 'resnet50', ['cap', 'hat'], (64, 64), 'current', 42, 'hats', '', {}, seen, [])
+            (ds.path/'models'/stage/'stage.json').write_text(json.dumps(asdict(record)))
         (ds.path/'cleaned.csv').write_text('name,label\n' + ''.join(f'{p},x\n' for p in im.path))
         (ds.path/'report.html').write_text('<meta name="generator" content="vegc/0">pictures')
         (ds.path/'mine.html').write_text('my notes')

@@ -235,7 +235,7 @@ def test_a_saved_page_gives_all_pictures_inline_ones_too_and_they_can_be_ingeste
         assert list(page.landing_url[:3]) == links and page.title[0] == 'a, "bowl"'
         done = subprocess.run([PROGRAM, 'harvest', tmp_path/'phở.html', tmp_path/'lists', '--base', server.url('/')],
                               capture_output=True, text=True)
-        assert done.stdout.startswith('6 pictures; license: 6 unknown.'), done.stderr
+        assert done.stdout.startswith('6 images; license: 6 unknown.'), done.stderr
         res = ingest(tmp_path/'lists', tmp_path/'ds', subject='objects', allow_hosts='127.0.0.1')
         assert res.counts['ok'] == 6 and set(res.dataset.df['query']) == {'phở, "bò" - Search'}
 
@@ -265,7 +265,7 @@ def test_the_console_snippet_writes_the_same_list_in_a_real_browser(tmp_path):
         page.goto(server.url('/page'), wait_until='domcontentloaded')
         with page.expect_download() as download: said = page.evaluate((ROOT/'docs/harvest.js').read_text('utf-8'))
         download.value.save_as(tmp_path/'phở.csv')
-        assert said.startswith('6 pictures')
+        assert said.startswith('6 images')
         entries = read_list(tmp_path/'phở.csv').entries
         assert [e['url'] for e in entries] == wanted(server, inline)
         assert {e['query'] for e in entries} == {'phở, "bò" - Search'}

@@ -551,7 +551,7 @@ def test_groups_by_origin_and_copies_together(tmp_path, hashed):
     df = ds.df
     df['creator'] = [f'photographer {i % 6}' if i < 18 else pd.NA for i in range(24)]
     df['phash'] = df.phash.where(df.index != 23, df.phash[0])  # one without a creator is a copy of the first
-    write_manifest(ds.manifest_path, df)
+    write_manifest(ds.path/'manifest.parquet', df)
     split(ds, group_by='creator')
     im = ds.images
     assert im.groupby('creator').split.nunique().max() == 1 and im.creator.notna().sum() == 18

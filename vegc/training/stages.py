@@ -263,9 +263,8 @@ def trained_on(
 # %% ../../nbs/51_stages.ipynb #1727f3fd
 def _has_learned(root: DatasetLike, name: str, gone: Gone) -> bool:
     "Whether a stage was trained on one of these images; one whose record cannot be read may have been."
-    try: seen = list(map(str, json.loads(stage_file(root, name, 'stage.json').read_text('utf-8'))['trained_on']))
-    except (ValueError, KeyError, TypeError): return True
-    return not gone.hashes.isdisjoint(seen)
+    try: return not gone.hashes.isdisjoint(stage_info(root, name).trained_on)
+    except (DatasetError, UsageError): return True
 
 def erase(root: DatasetLike, gone: Gone) -> list[Path]:
     "Nothing: what a network has learned stays learned; `trained_on` names it."
