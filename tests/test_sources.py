@@ -265,7 +265,7 @@ def test_the_console_snippet_writes_the_same_list_in_a_real_browser(tmp_path):
         page.goto(server.url('/page'), wait_until='domcontentloaded')
         with page.expect_download() as download: said = page.evaluate((ROOT/'docs/harvest.js').read_text('utf-8'))
         download.value.save_as(tmp_path/'phở.csv')
-        assert said.startswith('6 images')
+        assert said.startswith('6 pictures')
         entries = read_list(tmp_path/'phở.csv').entries
         assert [e['url'] for e in entries] == wanted(server, inline)
         assert {e['query'] for e in entries} == {'phở, "bò" - Search'}
