@@ -220,7 +220,7 @@ def few_rule(
 ) -> tuple[bool, str]: # whether it applies, what it says
     "Too few images to judge a class by."
     out_of_fold = f' Out of fold, {c.agree} of {c.judged} are predicted as labelled.' if c.judged else ''
-    return n is not None and n < 10, f'Too few to say: {n} images to judge by.{out_of_fold}'
+    return n is not None and n < 10, f'Too few to say: {n} image{"s"*(n != 1)} to judge by.{out_of_fold}'
 
 # %% ../../nbs/77_health.ipynb #034f757c
 def data_rules(
