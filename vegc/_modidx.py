@@ -741,6 +741,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'vegc.data.folder.json_line': ('folder.html#json_line', 'vegc/data/folder.py'),
                                   'vegc.data.folder.made_table': ('folder.html#made_table', 'vegc/data/folder.py'),
                                   'vegc.data.folder.place': ('folder.html#place', 'vegc/data/folder.py'),
+                                  'vegc.data.folder.places': ('folder.html#places', 'vegc/data/folder.py'),
                                   'vegc.data.folder.read_jsonl': ('folder.html#read_jsonl', 'vegc/data/folder.py'),
                                   'vegc.data.folder.read_table_of': ('folder.html#read_table_of', 'vegc/data/folder.py')},
             'vegc.data.forget': { 'vegc.data.forget.Forgotten': ('forget.html#forgotten', 'vegc/data/forget.py'),

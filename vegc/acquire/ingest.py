@@ -35,7 +35,7 @@ from .store import ImageStore, Limits, OptedOut, row_without_image, skipped_row,
 from ..core import (DatasetError, VegcError, is_dataset, progress, reuse_memory, save_config, sha256_hex,
                        table_text, warn, write_atomic)
 from ..data.dataset import ImageDataset, Known, Run
-from ..data.folder import Gone, place
+from ..data.folder import Gone, place, places
 from ..data.forget import forget
 from ..data.images import ImageProblem
 from ..data.manifest import MANIFEST_COLUMNS
@@ -449,7 +449,7 @@ def _judged(res: IngestResult, found: pd.DataFrame, max_failures: float) -> Inge
 # %% ../../nbs/26_ingest.ipynb #c71f19b1
 def _list_copies(root: str | os.PathLike) -> list[Path]:
     "The lists in a dataset's `urls/`."
-    return [place(root, 'urls', p.name) for p in sorted(place(root, 'urls').glob('*.csv'))]
+    return places(root, 'urls/*.csv')
 
 def _listed_words(dataset: ImageDataset) -> Iterator[dict]:
     "What the lists of a dataset know, an entry a row."

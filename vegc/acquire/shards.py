@@ -25,7 +25,7 @@ from .ingest import IngestOptions, IngestResult, Wanted, WebLists, Work, ingest,
 from .store import ImageStore
 from ..core import LockedError, UsageError, is_dataset, write_atomic
 from ..data.dataset import ImageDataset
-from ..data.folder import Gone, place
+from ..data.folder import Gone, place, places
 
 # %% ../../nbs/29_shards.ipynb #481b7d2a
 def shard_of(
@@ -103,7 +103,7 @@ def shard_folders(
     root: str | os.PathLike,  # a dataset's folder
 ) -> list[Path]:
     "The shards that lie there. Raises `DatasetError` for a link that leads out."
-    return [place(root, 'shards', p.name) for p in sorted(place(root, 'shards').glob('*'))]
+    return places(root, 'shards/*')
 
 def erase(
     root: str | os.PathLike,  # a dataset's folder

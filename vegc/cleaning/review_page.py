@@ -26,7 +26,7 @@ from .reasons import percent, reason
 from .session import Session
 from ..core import UsageError, sha256_hex, write_atomic
 from ..data.dataset import DatasetLike
-from ..data.folder import Gone, place
+from ..data.folder import Gone, places
 from ..data.images import thumbnail
 
 # %% ../../nbs/67_review_page.ipynb #d35774be
@@ -134,7 +134,7 @@ def erase(
     gone: Gone,
 ) -> list[Path]:              # review pages that were removed
     "Remove the review pages in a dataset's folder."
-    found = [place(root, path.name) for path in sorted(Path(root).glob('*.html'))] if gone.paths else []
+    found = places(root, '*.html') if gone.paths else []
     ours = [path for path in found if _is_review_page(path)]
     for path in ours: path.unlink()
     return ours

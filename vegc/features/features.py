@@ -21,7 +21,7 @@ from torch import nn
 
 from ..core import DatasetError, progress, replacing, reuse_memory
 from ..data.dataset import DatasetLike, Snapshot, snapshot
-from ..data.folder import Gone, place
+from ..data.folder import Gone, place, places
 from .backbones import bf16_helps, fold_batchnorm, image_body, weights_hash
 from .pixels import as_size, pixel_batches
 
@@ -210,8 +210,7 @@ def erase(
     gone: Gone,        # by hash
 ) -> list[Path]:       # files removed or rewritten
     "Take pictures out of every file of features."
-    files = [place(root, 'features', p.name) for p in sorted(Path(root, 'features').glob('*.safetensors'))]
-    return [file for file in files if _erased(file, gone.hashes)]
+    return [file for file in places(root, 'features/*.safetensors') if _erased(file, gone.hashes)]
 
 # %% ../../nbs/32_features.ipynb #0aac8ca6
 def _erased(path: Path, hashes: set[str]) -> bool:

@@ -13,7 +13,7 @@ from pathlib import Path
 from ..acquire.fetch import tool
 from ..core import UsageError, utc_now, write_atomic
 from ..data.dataset import DatasetLike, Snapshot, snapshot
-from ..data.folder import Gone, place
+from ..data.folder import Gone, place, places
 from .data_facts import data_facts, gathered, health_facts
 from .page import page
 from .stage_facts import stage_facts
@@ -70,7 +70,7 @@ def erase(
 ) -> list[Path]:              # pages that were removed
     "Remove pages that may show images that are gone. Raises `DatasetError`."
     if not gone.paths: return []
-    pages = [place(root, p.name) for p in sorted(Path(root).glob('*.html'))]
+    pages = places(root, '*.html')
     removed = [p for p in pages if p.is_file() and made_by_vegc(p)]
     for p in removed: p.unlink()
     return removed

@@ -19,7 +19,7 @@ from pandas.api.types import is_float_dtype, is_string_dtype
 
 from ..core import DatasetError, UsageError, disk_full_is_clear, replacing, warn
 from ..data.dataset import DatasetLike, Snapshot, snapshot
-from ..data.folder import Gone, place
+from ..data.folder import Gone, place, places
 from ..data.images import ImageProblem, phash_mirrored
 from ..data.manifest import SPLITS
 from ..features.backbones import WeightsError
@@ -235,8 +235,7 @@ def erase(
     gone: Gone,               # by hash
 ) -> list[Path]:  # files removed or rewritten
     "Take pictures out of what is known of pairs."
-    files = [place(root, 'features', p.name) for p in sorted(Path(root, 'features').glob('proofs-*.parquet'))]
-    return [file for file in files if _erased(file, gone.hashes)]
+    return [file for file in places(root, 'features/proofs-*.parquet') if _erased(file, gone.hashes)]
 
 # %% ../../nbs/42_copies.ipynb #f3f1add5
 def _erased(file: Path, hashes: set[str]) -> bool:
