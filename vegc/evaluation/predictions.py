@@ -38,10 +38,10 @@ def probabilities(
     device, out = best_device(), []
     model = fold_batchnorm(model, size).to(device, memory_format=torch.channels_last)
     with progress(total=len(paths), desc='predictions', unit='img') as bar:
-        for x in pixel_batches(paths, size, bs):
-            out.append(model(x.to(device)).softmax(1).cpu().numpy())
+        for x in pixel_batches(paths, size, bs, device=device):
+            out.append(model(x).softmax(1))
             bar.update(len(x))
-    return np.concatenate(out) if out else np.zeros((0, 0), np.float32)
+    return torch.cat(out).cpu().numpy() if out else np.zeros((0, 0), np.float32)
 
 # %% ../../nbs/71_predictions.ipynb #4d3d0bba
 PREDICTION_COLUMNS = ['path', 'split', 'label', 'given_label', 'predicted_label', 'probability', 'loss']

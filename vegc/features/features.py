@@ -149,9 +149,9 @@ def feature_batches(
     "Features of these images, in order."
     device, hashes, at = next(body.parameters()).device, list(missing), 0
     body = fold_batchnorm(body, as_size(size)).to(memory_format=torch.channels_last)
-    for x in pixel_batches([data.file(p) for p in missing.values()], size, bs):
+    for x in pixel_batches([data.file(p) for p in missing.values()], size, bs, device=device):
         if view: x = augmented(x, hashes[at:at + len(x)], view, data.config.mirror)
-        yield pooled(body, x.to(device), bf16_helps(device.type)).half().cpu().numpy()
+        yield pooled(body, x, bf16_helps(device.type)).half().cpu().numpy()
         at += len(x)
 
 # %% ../../nbs/32_features.ipynb #b9347911

@@ -36,6 +36,7 @@ def pixel_batches(
     size: int | tuple[int, int],
     bs: int=32,                           # images a batch
     threads: int | None=None,             # decoding threads; None: one a core, at most 8
+    device: str | torch.device='cpu',     # where the batches are wanted
 ) -> Iterator[torch.Tensor]:              # float 0–1 [n, 3, height, width], channels last in memory
     "Decode images ahead and give them in batches, in order. Raises `ImageProblem`, `FileNotFoundError`."
     chunks = iter([paths[i:i + bs] for i in range(0, len(paths), bs)])
@@ -45,4 +46,4 @@ def pixel_batches(
         while ahead:
             batch = np.stack([f.result() for f in ahead.pop(0)])
             ahead += [submit(chunk) for chunk in islice(chunks, 1)]
-            yield torch.from_numpy(batch).permute(0, 3, 1, 2).float().div_(255)
+            yield torch.from_numpy(batch).to(device).permute(0, 3, 1, 2).float().div_(255)
