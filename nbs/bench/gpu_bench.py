@@ -196,8 +196,8 @@ def floor_training(b, same):
     y = torch.randint(10, (b.bs,), device=b.device)
     opt = torch.optim.AdamW(net.parameters(), fused=b.device == 'cuda')
     def step():
-        with torch.autocast(b.device, torch.bfloat16, enabled=b.device != 'cpu'): loss = torch.nn.functional.cross_entropy(net(x), y)
-        loss.backward()
+        with torch.autocast(b.device, torch.bfloat16, enabled=b.device != 'cpu'): pred = net(x)
+        torch.nn.functional.cross_entropy(pred.float(), y).backward()
         opt.step()
         opt.zero_grad()
     with deterministic(same): return steps(b, step)
