@@ -83,7 +83,7 @@ def repeated(photos, folder, times):
             for k in range(times): im.crop((k, k, *im.size)).save(to/f'{file.stem}_{k}.jpg', quality=90)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for of_class in sorted(p for p in Path(photos).iterdir() if p.is_dir()):
-            files = sorted(of_class.glob('*.jpg'))
+            files = sorted(f for f in of_class.iterdir() if f.suffix in ('.jpg', '.webp'))
             for i, file in enumerate(files):
                 to = folder/('train' if i < .8*len(files) else 'valid')/of_class.name
                 to.mkdir(parents=True, exist_ok=True)
@@ -94,14 +94,16 @@ def repeated(photos, folder, times):
 # rows: each takes what all need and gives a dict with pictures and seconds
 
 def vegc_training(b):
-    from vegc.training.fit import fit_body
+    "In batches of `--bs`, where `fit_body` may choose smaller ones."
+    from vegc.training.fit import Part, fit_part
     from vegc.training.learner import image_learner
     from vegc.training.loaders import dataloaders
     watch = stopwatch(b.device)
     learn = image_learner(dataloaders(b.ds, b.size, b.bs), b.arch, weights=None, cbs=watch)
-    fit_body(learn, EPOCHS, **b.whole_pictures)
+    learn.unfreeze()
+    fit_part(learn, Part('unfrozen', EPOCHS, slice(1e-5, 1e-3)))
     b.model = learn.model
-    return timed(watch) | dict(bs=learn.dls.train.bs)
+    return timed(watch)
 
 
 def vegc_loader(b):
@@ -266,7 +268,7 @@ def prepared(args, tmp):
     from vegc.splits.split import split
     from vegc.training.loaders import default_workers
     b = args
-    b.tmp, b.workers, b.whole_pictures = tmp, default_workers(), dict(small=0.)
+    b.tmp, b.workers = tmp, default_workers()
     start = time.perf_counter()
     n = repeated(args.photos, tmp/'many', args.times)
     print(f'{n} files written after {time.perf_counter() - start:.1f} s', flush=True)

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['IMAGENET_MEAN', 'IMAGENET_STD', 'UNSCALED', 'BF16_UNITS', 'Arch', 'WeightsError', 'find_arch',
            'own_function', 'pixel_scale', 'read_weights', 'whole_model', 'Normalize', 'image_body', 'Grey',
-           'n_features', 'image_model', 'small_cnn', 'param_groups', 'weights_hash', 'fold_batchnorm',
-           'cpu_features', 'bf16_helps', 'bf16_trains']
+           'n_features', 'Standardize', 'linear_head', 'image_model', 'small_cnn', 'param_groups',
+           'weights_hash', 'fold_batchnorm', 'cpu_features', 'bf16_helps', 'bf16_trains']
 
 # %% ../../nbs/30_backbones.ipynb #0545ed88
 import copy
@@ -24,6 +24,7 @@ from urllib.error import URLError
 import numpy as np
 import torch
 import torchvision
+from fastai.layers import AdaptiveConcatPool2d
 from fastai.vision.learner import create_head
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
@@ -267,14 +268,35 @@ def _map_shape(body: nn.Module, size: tuple[int, int]) -> torch.Size:
                          'try another size or another body.') from e
     finally: body.train(was)
 
+# %% ../../nbs/30_backbones.ipynb #c0d5b3a1
+class Standardize(nn.Module):
+    "Features [n, d] less their mean, over their standard deviation; as they are until both are set."
+    def __init__(self, d: int):
+        super().__init__()
+        self.register_buffer('mean', torch.zeros(d))
+        self.register_buffer('std', torch.ones(d))
+
+    def forward(self, x): return (x - self.mean)/self.std
+
+def linear_head(
+    n_features: int,     # channels of the body's feature map
+    n_out: int,          # number of classes
+    dropout: float=.5,
+) -> nn.Sequential:
+    "Concat pool, standardised, dropout, classes."
+    d = 2*n_features
+    return nn.Sequential(AdaptiveConcatPool2d(), nn.Flatten(), Standardize(d), nn.Dropout(dropout), nn.Linear(d, n_out))
+
 # %% ../../nbs/30_backbones.ipynb #ceb2cdc2
 def image_model(
     body: nn.Module,                    # as from `image_body`
     n_out: int,                         # number of classes
     size: tuple[int, int]=(224, 224),   # of the pictures, height and width
     flat: bool=False,                   # a weight for every place of the feature map: for small networks from scratch
+    linear: bool=False,                 # a head of one layer
 ) -> nn.Sequential:                     # body, head
     "A body with fastai's head: concat pool, batch norm, dropout .25, 512, batch norm, dropout .5, classes."
+    if linear: return nn.Sequential(body, linear_head(n_features(body, size), n_out))
     if not flat: return nn.Sequential(body, create_head(n_features(body, size), n_out))
     inputs = _map_shape(body, size)[1:].numel()
     return nn.Sequential(body, nn.Sequential(nn.Flatten(), nn.Dropout(.5), nn.Linear(inputs, n_out)))

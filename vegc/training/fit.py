@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['enough_steps', 'overfit_since', 'Part', 'fill_recorder', 'fit_part', 'FeatureLoader', 'feature_loaders',
-           'head_loaders', 'head_learner', 'fit_head', 'SmallFirst', 'smaller_side', 'fit_body', 'suggest_lr']
+           'head_loaders', 'head_learner', 'fit_head', 'logistic_weights', 'fit_linear', 'SmallFirst',
+           'smaller_side', 'fit_body', 'suggest_lr']
 
 # %% ../../nbs/55_fit.ipynb #b9fe4310
 import random
@@ -20,6 +21,7 @@ from fastai.callback.core import Callback
 from fastai.callback.progress import ProgressCallback
 from fastai.callback.schedule import fit_one_cycle, lr_find  # noqa: F401 — they patch Learner
 from fastai.callback.tracker import EarlyStoppingCallback
+from fastai.callback.training import GradientClip
 from fastai.data.core import DataLoaders
 from fastai.data.load import DataLoader
 from fastai.learner import Learner
@@ -29,8 +31,8 @@ from torch import nn
 from ..core import UsageError, reuse_memory, sha256_hex, warn
 from ..features.backbones import bf16_helps, bf16_trains, fold_batchnorm, n_features
 from ..features.features import cached_features
-from .learner import (EpochLog, KeepBest, SeedEpoch, WriteCheckpoint, adamw_settings, fast_forward,
-                                   print_nothing, weights_of)
+from .learner import (AverageWeights, EpochLog, HoldNorms, KeepBest, SeedEpoch, WriteCheckpoint,
+                                   adamw_settings, fast_forward, print_nothing, weights_of)
 from .loaders import class_weights, oversampled
 from .ranks import agreed, ranks, this_rank
 from .stages import read_checkpoint
@@ -62,12 +64,19 @@ class Part:
     epochs: int
     lr: float | slice | list[float]  # peak of the one-cycle schedule
     patience: int | None = None      # stop when the valid loss has not fallen for so many epochs
+    warm: float = .25                # share of the steps in which the rates rise
     cbs: Sequence[Callback] = ()     # what it needs besides
+    settings: tuple = ()             # what else the result depends on
+
+    @property
+    def average(self) -> AverageWeights | None:
+        return next((cb for cb in self.cbs if isinstance(cb, AverageWeights)), None)
 
     def recipe(self, learn: Learner) -> str:
         "Names everything that the part's result depends on."
         train = learn.dls.train
-        what = (learn.info.recipe, self.name, self.epochs, self.lr, self.patience, train.bs, len(train))
+        mine = (self.name, self.epochs, self.lr, self.patience, self.warm, *self.settings)
+        what = (learn.info.recipe, *mine, train.bs, len(train))
         return sha256_hex(repr(what).encode())[:16]
 
 # %% ../../nbs/55_fit.ipynb #ea88b951
@@ -85,7 +94,8 @@ def fill_recorder(learn: Learner) -> Learner:
 def _restore(learn: Learner, part: Part, left: dict | None) -> None:
     "Put back what a stopped run has left."
     if not left: return
-    learn.model.load_state_dict(left['model'])
+    learn.model.to(learn.dls.device).load_state_dict(left['model'])
+    if part.average: part.average.go_on(learn.model, left['other'])
     if learn.opt is None: learn.create_opt()
     learn.opt.load_state_dict(left['opt'])
     info = learn.info
@@ -101,7 +111,7 @@ def _callbacks(learn: Learner, part: Part, left: dict | None) -> tuple[EpochLog,
     keep = KeepBest(log, info.best, best)
     around = [SeedEpoch(info.seed), log, keep, *part.cbs]
     if part.patience: around.append(EarlyStoppingCallback(monitor='valid_loss', patience=part.patience))
-    if learn.checkpoint: around.append(WriteCheckpoint(learn.checkpoint, part.recipe(learn), keep))
+    if learn.checkpoint: around.append(WriteCheckpoint(learn.checkpoint, part.recipe(learn), keep, part.average))
     return log, keep, around
 
 # %% ../../nbs/55_fit.ipynb #0e8afea1
@@ -121,7 +131,7 @@ def _fit_once(learn: Learner, part: Part) -> Learner:
     if log.start < part.epochs:
         device, bf16 = _device_type(learn), info.bf16 and part.name == 'unfrozen'
         with _with_others(learn), fast_forward(model, device, bf16):
-            learn.fit_one_cycle(part.epochs, part.lr, cbs=around, pct_start=.25, start_epoch=log.start)
+            learn.fit_one_cycle(part.epochs, part.lr, cbs=around, pct_start=part.warm, start_epoch=log.start)
     model.load_state_dict(keep.state)
     info.best = keep.best
     _warn_of_overfit(info.history, part)
@@ -266,6 +276,50 @@ def fit_head(
     with head.no_bar(): fit_part(head, part)
     return fill_recorder(learn)
 
+# %% ../../nbs/55_fit.ipynb #e9d1a0b7
+def logistic_weights(
+    x: torch.Tensor,               # standardised features [n, d]
+    y: torch.Tensor,               # class numbers [n]
+    n_classes: int,
+    weights: torch.Tensor | None=None,  # of the rows [n]; None: 1 each
+    c: float=.003,                 # inverse strength of the penalty, as scikit-learn has it
+) -> tuple[torch.Tensor, torch.Tensor]:  # weight [classes, d] and bias [classes]
+    "Multinomial logistic regression with an L2 penalty on the weight, by L-BFGS."
+    shapes = (n_classes, x.shape[1]), (n_classes,)
+    w, b = (torch.zeros(shape, device=x.device, requires_grad=True) for shape in shapes)
+    weights = torch.ones(len(x), device=x.device) if weights is None else weights
+    opt = torch.optim.LBFGS([w, b], max_iter=200, tolerance_grad=1e-6, line_search_fn='strong_wolfe')
+    def loss():
+        opt.zero_grad()
+        each = nn.functional.cross_entropy(x @ w.T + b, y, reduction='none')
+        value = (weights @ each + w.square().sum()/(2*c))/len(x)
+        value.backward()
+        return value
+    opt.step(loss)
+    return w.detach(), b.detach()
+
+# %% ../../nbs/55_fit.ipynb #4f7b61d2
+@torch.no_grad()
+def fit_linear(
+    learn: Learner,   # as from `image_learner(head='linear')`
+) -> Learner:
+    "Solve for the head of one layer on the frozen body's features."
+    source, classes = learn.dls.source, list(learn.dls.vocab)
+    items = source.items
+    (x, y), (vx, vy) = (_features_and_classes(learn, items[items.split == part]) for part in ('train', 'valid'))
+    head = learn.model[1].to('cpu')
+    std, mean = torch.std_mean(x, 0, correction=0)
+    head[2].mean, head[2].std = mean, torch.where(std > 0, std, 1.)
+    with torch.enable_grad(): weight, bias = logistic_weights(head[2](x), y, len(classes))
+    head[-1].weight.copy_(weight)
+    head[-1].bias.copy_(bias)
+    p = head[-1](head[2](vx))
+    row = dict(part='frozen', epoch=1, train_loss=float(nn.functional.cross_entropy(head[-1](head[2](x)), y)),
+               valid_loss=float(nn.functional.cross_entropy(p, vy)), accuracy=float((p.argmax(1) == vy).float().mean()))
+    learn.info.history.append(row)
+    learn.info.best = row
+    return learn
+
 # %% ../../nbs/55_fit.ipynb #df22412f
 class SmallFirst(Callback):
     "Training images of the first epochs are made smaller."
@@ -296,21 +350,32 @@ def smaller_side(
 @reuse_memory()
 def fit_body(
     learn: Learner,                 # with `checkpoint` set to a path a stopped run goes on from its last epoch
-    epochs: int=10,
-    lr: float | slice | None=None,  # peak rates, from early layers to head; None: 2e-4, 6e-4, 1e-3, from scratch 3e-3
+    epochs: int=6,
+    lr: float | slice | None=None,  # peak rates, from early layers to head; None: 3e-5 to 3e-4, from scratch 3e-3
     *,
-    small: float=.7,                # share of the epochs, the first ones, on images of four fifths of the side
+    hold: bool=True,                # the body's batch norms keep their statistics
+    clip: float=.1,                 # norm of the gradients, at most; 0: as they are
+    average: int=50,                # epochs are judged by an average of the weights over so many batches; 0: no
+    small: float=0.,                # share of the epochs, the first ones, on images of four fifths of the side
+    warm: float=.25,                # share of the steps in which the rates rise
     patience: int | None=None,      # stop when the valid loss has not fallen for so many epochs
 ) -> Learner:                       # with the weights of the best epoch of both parts
     "Train the whole network with rates by depth, in batches as small as `enough_steps` says."
     learn.unfreeze()
     scratch, train, size = learn.from_scratch, learn.dls.train, learn.dls.source.size
     train.bs = min(train.bs, enough_steps(train.n))
-    side = None if scratch else smaller_side(learn.model, size)
     on_cpu = next(learn.model.parameters()).device.type == 'cpu'
     learn.info.bf16 = agreed(on_cpu and bf16_trains(learn.model, size))
-    first = [SmallFirst(side, round(small*epochs))] if side else []
-    return fit_part(learn, Part('unfrozen', epochs, lr or (3e-3 if scratch else [2e-4, 6e-4, 1e-3]), patience, first))
+    cbs = []
+    side = None if scratch or not small else smaller_side(learn.model, size)
+    if side: cbs.append(SmallFirst(side, round(small*epochs)))
+    if not scratch:
+        if hold: cbs.append(HoldNorms())
+        if clip: cbs.append(GradientClip(clip))
+        if average: cbs.append(AverageWeights(min(average, len(train))))
+    rates = lr or (3e-3 if scratch else slice(3e-5, 3e-4))
+    settings = (hold, clip, average, small)
+    return fit_part(learn, Part('unfrozen', epochs, rates, patience, warm, cbs, settings))
 
 # %% ../../nbs/55_fit.ipynb #1ab277ce
 def _valley(learn: Learner, num_it: int) -> float:  # nan where there is none

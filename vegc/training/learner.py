@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['balanced_loss', 'adamw_settings', 'recorded_learner', 'print_nothing', 'import_name', 'image_learner',
            'SeedEpoch', 'epoch_line', 'EpochLog', 'weights_of', 'quality', 'KeepBest', 'plain_values',
-           'WriteCheckpoint', 'fast_forward']
+           'HoldNorms', 'float_tensors', 'AverageWeights', 'WriteCheckpoint', 'fast_forward']
 
 # %% ../../nbs/54_learner.ipynb #31ce9556
 import importlib
@@ -28,6 +28,7 @@ from fastai.losses import FocalLossFlat, LabelSmoothingCrossEntropyFlat
 from fastai.metrics import accuracy
 from fastai.optimizer import OptimWrapper
 from fastai.torch_core import set_seed
+from fastcore.basics import patch
 from torch import nn
 
 from ..core import UsageError, progress
@@ -102,6 +103,7 @@ def image_learner(
     channels: int=3,                           # 1: the body sees grey
     smoothing: float=.1,                       # of labels
     seed: int | None=None,                     # of the head's first weights, batches and dropout; None: the dataset's
+    linear: bool=False,                        # a head of one layer
     **kw,                                      # for fastai's Learner
 ) -> Learner:                                  # `.info` is its StageInfo
     "A learner with a pretrained body and a new head, body frozen. Raises `UsageError`, `WeightsError`."
@@ -110,7 +112,7 @@ def image_learner(
     info.seed, info.channels = info.seed if seed is None else seed, channels
     set_seed(info.seed, reproducible=True)
     flat = find_arch(arch).from_scratch
-    model = image_model(image_body(arch, weights, channels), len(dls.vocab), info.size, flat)
+    model = image_model(image_body(arch, weights, channels), len(dls.vocab), info.size, flat, linear)
     learn = recorded_learner(dls, model, info, smoothing, **kw)
     learn.from_scratch = flat or weights is None
     return learn
@@ -191,6 +193,58 @@ def plain_values(value: Any) -> Any:
     if isinstance(value, (list, tuple)): return type(value)(map(plain_values, value))
     return value.item() if isinstance(value, np.generic) else value
 
+# %% ../../nbs/54_learner.ipynb #a1c7e0d4
+class HoldNorms(Callback):
+    "Batch norms of the body keep the statistics that they have; scale and shift are trained."
+    order = -5  # after fastai's TrainEvalCallback
+
+    def before_train(self):
+        for module in bare(self.model)[0].modules():
+            if isinstance(module, nn.modules.batchnorm._NormBase): module.eval()
+
+# %% ../../nbs/54_learner.ipynb #b7d2c9f1
+def float_tensors(model: nn.Module) -> list[torch.Tensor]:
+    "Weights and statistics, as the model uses them."
+    return [t for t in bare(model).state_dict().values() if t.is_floating_point()]
+
+class AverageWeights(Callback):
+    "Epochs are judged and kept with a moving average of the weights; training goes on with the weights themselves."
+    order = 63  # what others do after an epoch they do with the average
+    def __init__(self,
+        batches: int,   # about so many of the last ones count
+    ): self.share, self.other, self.swapped = 1/batches, None, False
+
+    def before_fit(self):
+        if self.other is None: self.other = [t.detach().clone() for t in float_tensors(self.model)]
+
+    def after_batch(self):
+        if self.training: torch._foreach_lerp_(self.other, float_tensors(self.model), self.share)
+
+    def before_validate(self): self.swap(self.model)
+    def after_epoch(self):
+        if self.swapped: self.swap(self.model)
+
+# %% ../../nbs/54_learner.ipynb #5a0e9d3c
+@patch
+@torch.no_grad()
+def swap(self: AverageWeights, model: nn.Module) -> None:
+    "Put the average in the weights' place, or back."
+    for other, now in zip(self.other, float_tensors(model), strict=True):
+        kept = now.clone()
+        now.copy_(other)
+        other.copy_(kept)
+    self.swapped = not self.swapped
+
+# %% ../../nbs/54_learner.ipynb #7c41e5f8
+@patch
+def go_on(self: AverageWeights,
+    model: nn.Module,            # with the average
+    other: list[torch.Tensor],   # the weights themselves, as a checkpoint of `WriteCheckpoint` has them
+) -> None:
+    "Be as after the epoch that left these."
+    self.other, self.swapped = [t.to(next(model.parameters()).device) for t in other], True
+    self.swap(model)
+
 # %% ../../nbs/54_learner.ipynb #9f395d1d
 class WriteCheckpoint(Callback):
     "Write down after each epoch what the next one needs."
@@ -199,13 +253,15 @@ class WriteCheckpoint(Callback):
         path: Path,
         recipe: str,     # for which it counts
         keep: KeepBest,
-    ): self.path, self.recipe, self.keep = path, recipe, keep
+        average: AverageWeights | None=None,
+    ): self.path, self.recipe, self.keep, self.average = path, recipe, keep, average
 
     def after_epoch(self):
         if self.epoch < self.keep.log.start or this_rank(): return
         state = dict(recipe=self.recipe, epoch=self.epoch + 1, model=bare(self.model).state_dict(),
                      opt=plain_values(self.opt.state_dict()), history=self.keep.log.history,
-                     best=self.keep.best, best_state=self.keep.state, bf16=self.learn.info.bf16)
+                     best=self.keep.best, best_state=self.keep.state, bf16=self.learn.info.bf16,
+                     other=self.average.other if self.average else None)
         write_checkpoint(self.path, state)
 
 # %% ../../nbs/54_learner.ipynb #55cc0838
