@@ -364,8 +364,7 @@ def fit_body(
     learn.unfreeze()
     scratch, train, size = learn.from_scratch, learn.dls.train, learn.dls.source.size
     train.bs = min(train.bs, enough_steps(train.n))
-    on_cpu = next(learn.model.parameters()).device.type == 'cpu'
-    learn.info.bf16 = agreed(on_cpu and bf16_trains(learn.model, size))
+    learn.info.bf16 = agreed(_device_type(learn) == 'cpu' and bf16_trains(learn.model, size))
     cbs = []
     side = None if scratch or not small else smaller_side(learn.model, size)
     if side: cbs.append(SmallFirst(side, round(small*epochs)))
