@@ -480,19 +480,19 @@ def _train(
     dataset: _Dataset, arch: str='resnet50',
     size: int | None=None, # side of the images, pixels; 224, or that of --start, if not given
     bs: int=64,
-    epochs: str='8,10',    # of the frozen and of the unfrozen part; 0 leaves a part out
+    epochs: str='8,6',     # of the frozen and of the unfrozen part; 0 leaves a part out
     lr: str | None=None,   # peak rate of the unfrozen part: one number, or two from early layers to the head
     weights: str='auto', start: str | None=None, labels: str='current', stage: str='raw', seed: int | None=None,
-    cached: bool=True, views: int=1, balance: str | None=None, patience: int | None=None, overwrite: bool=False,
-    trust: _Trust=None, as_json: _Json=False,
+    cached: bool=True, views: int=1, balance: str | None=None, patience: int | None=None, head: str | None=None,
+    overwrite: bool=False, trust: _Trust=None, as_json: _Json=False,
 ):
     "Train the head, then the whole network; keep the best epoch."
     from vegc.training.train import train
     pairs = dict(epochs=_numbers(epochs, int, '--epochs'), lr=_learning_rate(lr))
     learn = _call(
         train, _existing(dataset), arch=arch, size=size, bs=bs, **pairs, weights=weights, start=start, labels=labels,
-        stage=stage, seed=seed, cached=cached, views=views, balance=balance, patience=patience, overwrite=overwrite,
-        trust=tuple(trust or ()))
+        stage=stage, seed=seed, cached=cached, views=views, balance=balance, patience=patience, head=head,
+        overwrite=overwrite, trust=tuple(trust or ()))
     _print_training(learn.info, dataset, labels, as_json)
 
 # %% ../nbs/98_cli.ipynb #e4203099

@@ -276,6 +276,13 @@ class Standardize(nn.Module):
         self.register_buffer('mean', torch.zeros(d))
         self.register_buffer('std', torch.ones(d))
 
+    @torch.no_grad()
+    def of(self, x: torch.Tensor) -> None:
+        "Take mean and deviation from features; one that never changes is left as it is."
+        std, mean = torch.std_mean(x, 0, correction=0)
+        self.mean.copy_(mean)
+        self.std.copy_(torch.where(std > 0, std, torch.ones_like(std)))
+
     def forward(self, x): return (x - self.mean)/self.std
 
 def linear_head(

@@ -21,7 +21,7 @@ from ..features.backbones import find_arch, image_body, weights_hash
 from ..features.features import cached_features
 from ..splits.split import split
 from .fit import fill_recorder, fit_body, fit_head
-from .learner import image_learner, recorded_learner
+from .learner import check_head, image_learner, recorded_learner
 from .loaders import dataloaders
 from .ranks import in_turn, join_ranks, this_rank
 from .stages import check_leaks, load_model, new_stage, save_stage, stage_file, stage_info, stages
@@ -42,6 +42,7 @@ class Recipe:
     views: int
     balance: str | None
     patience: int | None
+    head: str | None = None
 
     @property
     def from_scratch(self) -> bool:
@@ -62,7 +63,8 @@ def recipe_hash(
     source, info = learn.dls.source, learn.info
     rows = source.items[['path', 'label', 'split']].to_csv()
     body = [info.arch, weights_hash(learn.model[0]), info.size]
-    what = [*body, recipe.parts[0], recipe.seed, recipe.cached, recipe.views, source.balance, info.start, rows]
+    how = [info.head, recipe.parts[0], recipe.seed, recipe.cached, recipe.views]
+    what = [*body, *how, source.balance, info.start, rows]
     return sha256_hex(repr(what).encode())[:16]
 
 # %% ../../nbs/56_train.ipynb #03749b74
@@ -104,7 +106,7 @@ def load_stage(
     dls = dataloaders(data, size or old.size, bs, labels=labels or old.labels, vocab=old.classes, balance=balance)
     check_leaks(old, dls.source.items)
     info = new_stage(dls.source, old.arch, old.classes)
-    info.channels = old.channels
+    info.channels, info.head = old.channels, old.head
     info.trained_on = sorted({*info.trained_on, *old.trained_on})
     info.groups = sorted({*info.groups, *old.groups})
     info.start, info.stage = name, name
@@ -119,7 +121,7 @@ def untrained(
     how = dict(labels=recipe.labels, balance=recipe.balance)
     if recipe.start is None:
         dls = dataloaders(data, recipe.size or 224, recipe.bs, seed=recipe.seed, **how)
-        learn = image_learner(dls, recipe.arch, weights=recipe.weights, seed=recipe.seed)
+        learn = image_learner(dls, recipe.arch, weights=recipe.weights, head=recipe.head, seed=recipe.seed)
     else:
         learn = load_stage(data, recipe.start, bs=recipe.bs, size=recipe.size, **how)
         learn.info.seed = recipe.seed
@@ -160,6 +162,7 @@ def _checked(data: Snapshot, stage: str, recipe: Recipe, overwrite: bool) -> Non
     "Raise `UsageError` for what cannot be trained, before anything is done."
     if stage in stages(data) and not overwrite:
         raise UsageError(f'There is a stage {stage!r} already; choose another with --stage, or say --overwrite.')
+    check_head(recipe.head, recipe.from_scratch)
     if recipe.start is None: find_arch(recipe.arch)
 
 # %% ../../nbs/56_train.ipynb #05a6a758
@@ -182,7 +185,8 @@ def train(
     # side, or (height, width), of the images, pixels; None: that of `start`, else 224
     size: int | tuple[int, int] | None=None,
     bs: int=64,                                # images a batch at most; fewer where images are few
-    epochs: tuple[int, int]=(8, 10),           # of the frozen and of the unfrozen part; 0 leaves a part out
+    # of the frozen part, where its head is trained in epochs, and of the unfrozen one; 0 leaves a part out
+    epochs: tuple[int, int]=(8, 6),
     # peak rate of the unfrozen part; a slice goes from early layers to the head; None: its default
     lr: float | slice | None=None,
     weights: str | os.PathLike | None='auto',  # `auto` for ImageNet weights, or a state dict file
@@ -194,6 +198,7 @@ def train(
     views: int=1,  # versions of each training image for the frozen part, cropped and mirrored
     balance: str | None=None,  # for classes of unequal size: `sampling`, `oversampling`, `weights` or `focal`
     patience: int | None=None,                 # stop a part when the valid loss has not fallen for so many epochs
+    head: str | None=None,  # linear (solved for), or mlp (two layers, trained in epochs); None: linear on weights
     overwrite: bool=False,                     # replace a stage of that name
     trust: str | Callable | Sequence=(),       # module:function of a body of your own that `start` may import
 ) -> Learner:                             # `.info` is what the stage remembers
@@ -201,7 +206,7 @@ def train(
     data = snapshot(dataset, trust)
     if ':' in arch: data = snapshot(data, arch)  # who names a body trusts it
     seed = data.config.seed if seed is None else seed
-    recipe = Recipe(arch, size, bs, tuple(epochs), weights, start, labels, seed, cached, views, balance, patience)
+    recipe = Recipe(arch, size, bs, tuple(epochs), weights, start, labels, seed, cached, views, balance, patience, head)
     _checked(data, stage, recipe, overwrite)
     set_seed(seed, reproducible=True)
     join_ranks()
