@@ -34,6 +34,7 @@ NAMES = dict(vi='Ê Đê · Bún chả', ja='ひらがな ゐゑゝ', ar='الف
 
 @pytest.fixture(autouse=True)
 def closed():
+    plt.close('all')  # what tests of other files left open
     yield
     plt.close('all')
 
