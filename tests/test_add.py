@@ -100,6 +100,12 @@ def test_one_file_with_everything_from_the_command_line(tmp_path):
         (dict(x=np.zeros((3, 20, 20)), y=np.zeros(4, int)), dict(labels='y'), UsageError, '3 pictures and 4 labels'),
         (dict(x=np.zeros((3, 20, 20))), {}, UsageError, 'no array that could be the labels'),
         (
+            dict(x=np.zeros((3, 20, 20)), y=np.zeros(3, int), s=np.array(['train']*2)),
+            dict(split='s'),
+            UsageError,
+            '3 pictures and 2 splits',
+        ),
+        (
             dict(x=np.zeros((3, 20, 20)), y=np.array([0, 1, 7])),
             dict(class_map='map'),
             DatasetError,

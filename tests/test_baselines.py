@@ -13,9 +13,11 @@ from vegc.core import DatasetError, UsageError, sha256_hex
 from vegc.data.dataset import ImageDataset
 from vegc.evaluation import baselines as methods
 from vegc.evaluation.baselines import baselines, compare_imbalance, method_table, plain_answers, plain_methods
-from vegc.evaluation.crossval import cross_validate, cross_validated_predictions, grouped_interval, small_headline
+from vegc.evaluation.crossval import (cross_validate, cross_validated_predictions, grouped_interval,
+                                      linear_predictions, small_headline)
 from vegc.evaluation.evaluate import evaluate
-from vegc.evaluation.growth import SHARES, Curve, answers_by_n, extrapolated, growth_of, laws_ahead, power_law
+from vegc.evaluation.growth import (SHARES, Curve, answers_by_n, extrapolated, growth_of, laws_ahead, power_law,
+                                    would_more_help)
 from vegc.evaluation.metrics import share_interval
 from vegc.evaluation.predictions import predictions, test_looks
 from vegc.training.train import train
@@ -294,3 +296,8 @@ def test_there_is_no_way_to_judge_without_splits(tmp_path):
     for ask in (compare_imbalance, baselines):
         with pytest.raises(DatasetError, match='has no splits yet'): ask(ds)
     assert ds.images.split.isna().all()
+
+
+def test_what_was_trained_on_is_no_place_to_judge(copies):
+    for ask in (linear_predictions, would_more_help, baselines):
+        with pytest.raises(UsageError, match="split must be valid or test, not 'train'"): ask(copies, 'raw', 'train')

@@ -127,6 +127,16 @@ def test_without_a_valid_part_the_network_speaks_for_itself(dataset, tmp_path):
     assert predict(model, ds.path / ds.images.path[0]).outlier.isna().all()
 
 
+def test_a_valid_image_that_cannot_be_read_costs_the_temperature_and_not_the_export(dataset, tmp_path):
+    import shutil
+    ds = ImageDataset(shutil.copytree(dataset.path, tmp_path / 'set'))
+    shutil.rmtree(ds.path / 'predictions', ignore_errors=True)
+    ds.items().query('split == "valid"').path.map(lambda p: (ds.path / p).write_bytes(b'no image'))
+    assert stage_temperature(ds, 'sure') is None
+    with pytest.warns(match='no outlier score: not_image'): file = export(ds, 'sure', tmp_path / 'm.safetensors')
+    assert load_model_file(file).temperature == 1
+
+
 def off_topic():
     "Noise, stripes, a chequered board, lines of writing, flat colours of the kinds that no class has."
     rng, fine = np.random.default_rng(1), np.indices((24, 24))

@@ -333,6 +333,8 @@ def test_factors_come_from_scores_facts_and_classes_csv():
     assert t.population.tolist() == [12, 7] and t.region.tolist() == ['n', 's']
     assert t.suspect_share['a'] == 3/8 and pd.isna(t.suspect_share['b'])
     assert t.superclass['a'] == 'x' and pd.isna(t.superclass['b'])
+    same = class_factors(m, facts, own.rename(columns=dict(population='train')))
+    assert list(same).count('train') == 1 and same.train.tolist() == [12, 7], "a person's own column counts"
 
 
 def test_confusion_counts_are_pairs():

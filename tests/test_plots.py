@@ -34,6 +34,7 @@ NAMES = dict(vi='Ê Đê · Bún chả', ja='ひらがな ゐゑゝ', ar='الف
 
 @pytest.fixture(autouse=True)
 def closed():
+    plt.close('all')  # what tests of other files left open
     yield
     plt.close('all')
 
@@ -158,6 +159,7 @@ def test_plots_of_images_draw_their_table(dataset, table, m):
     assert losses == [f'loss {v:.2f}' for v in table_of(ax).loss]
     ax = plot_samples(dataset, 3)
     assert len(ax.images) == len(table_of(ax)) == 3*table_of(ax).label.nunique()
+    with pytest.raises(UsageError, match="no column 'colour' to go by"): plot_samples(dataset, by='colour')
     assert dataset.labels.set_index('path').label[table_of(ax).path].tolist() == table_of(ax).label.tolist()
     (a, b), (c, d) = most_confused(m)[['label', 'predicted_label']].head(2).to_numpy().tolist()
     ax = plot_confused(table, dataset.path, [(a, b), (c, d)], 50)

@@ -9,7 +9,7 @@ import tiny
 from conftest import PROGRAM
 
 import vegc.all
-from vegc.core import VegcError
+from vegc.core import DatasetError, VegcError
 from vegc.data.dataset import ImageDataset, snapshot
 
 # What a reader may write: its own cache. All of these files are made of the others and may be thrown away.
@@ -172,6 +172,8 @@ def test_a_path_that_is_no_dataset_is_said_and_nothing_is_made(tmp_path):
     for name, (call, _) in READERS.items():
         with pytest.raises(VegcError, match='is not a dataset|There is no'): call(tmp_path/'typo', tmp_path)
         assert not (tmp_path/'typo').exists(), name
+    (tmp_path/'file').write_text('no folder')
+    with pytest.raises(DatasetError, match='is not a dataset'): snapshot(tmp_path/'file')
 
 
 def test_a_snapshot_stays_as_it_was_read(whole, tmp_path):

@@ -271,6 +271,10 @@ def test_licenses_are_listed_and_pictures_of_others_are_pointed_out(untrained, t
     assert f'This page holds {html.count("<img")} small copies' in text and '--no-pixels makes one without' in text
     bare = report(ds, pixels=False).read_text('utf-8')
     assert 'small copies' not in bare, 'nothing to point out where nothing is shown'
+    rows['url'] = rows.url.where(rows.license.notna(), rows.key)
+    write_manifest(ds.path / 'manifest.parquet', manifest_frame(rows))
+    said = report(ds).read_text('utf-8')
+    assert 'small copies' not in said, "one's own files have no license, and what others made has one"
 
 
 def test_no_pixel_is_read_when_none_is_shown(dataset, tmp_path, monkeypatch):

@@ -667,3 +667,19 @@ def test_export_never_overwrites(planted, tmp_path):
     (tmp_path / 'out/notes.txt').write_text('mine')
     with pytest.raises(DatasetError, match='notes.txt'): export_folder(planted, tmp_path / 'out')
     assert [p.name for p in (tmp_path / 'out').iterdir()] == ['notes.txt']
+
+
+def test_warnings_point_at_the_line_of_whoever_called(tmp_path):
+    rng = np.random.default_rng(0)
+    for place, n in {'train/a': 6, 'train/b': 6, 'test/a': 3, 'test/b': 1}.items():
+        for i in range(n): put(tmp_path / 'src' / place[:-2], place[-1], str(i), scene(int(rng.integers(1000))))
+    add(tmp_path / 'src', tmp_path / 'ds', subject='objects')
+    ds = ImageDataset(tmp_path / 'ds')
+    with pytest.warns(VegcWarning) as said: split(ds, features_of=lambda paths: rng.random((len(paths), 8)))
+    assert any('no validation part' in str(w.message) for w in said)
+    with pytest.warns(VegcWarning) as more: split_counts(ds, parts=20)
+    assert {w.filename for w in [*said, *more]} == {__file__}
+
+
+def test_there_is_nothing_to_deal_over_folds_where_no_image_takes_part():
+    with pytest.raises(UsageError, match='0 groups cannot be dealt'): group_folds(np.array([]), np.array([]), 5)

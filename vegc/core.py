@@ -168,7 +168,7 @@ def load_config(
         if unknown := sorted(raw.keys() - known):
             warn(f'{path} has keys that this version does not know: {", ".join(unknown)}.')
         return DatasetConfig(**{'name': path.parent.resolve().name} | {k: v for k, v in raw.items() if k in known})
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise DatasetError(f'{folder} is not a dataset: it has no dataset.toml. `vegc ingest` and `vegc add` make '
                            'one.') from None
     except (UnicodeDecodeError, tomllib.TOMLDecodeError, TypeError, UsageError) as e:

@@ -190,9 +190,10 @@ def _named(labels: list[str], class_map: str | os.PathLike | None) -> list[str]:
 
 # %% ../../nbs/27_add.ipynb #c34f87e9
 def _splits(src: Path, split: str | None, n: int) -> list[str | None]:
-    "The split of each of `n` images: one for all, or an array of words."
+    "The split of each of `n` images: one for all, or an array of words. Raises `UsageError`, `DatasetError`."
     if split in (None, *SPLIT_NAMES): words = [split]*n
     else: words = [str(v) for v in pick_array(src, split, '--split', lambda a: False).tolist()]
+    if len(words) != n: raise UsageError(f'{src} has {n} pictures and {len(words)} splits; they must be as many.')
     return [SPLIT_NAMES.get((w or '').lower()) for w in words]
 
 # %% ../../nbs/27_add.ipynb #2e98ac19

@@ -504,7 +504,7 @@ def copy_lists(
 
 # %% ../../nbs/26_ingest.ipynb #d93a8258
 def erase(root: str | os.PathLike, gone: Gone) -> list[Path]:
-    "Lists are a person's own words, and say nothing of an image but its URL: they stay as they are."
+    "Lists are what a person wrote, and no image: they stay as they are."
     return []
 
 # %% ../../nbs/26_ingest.ipynb #f67cc0b1

@@ -67,7 +67,8 @@ def merge_queues(
 ) -> list[int]:                       # each row once
     "Take from several queues in turn."
     seen, waiting = {}, [iter(queue) for queue in queues]
-    while len(seen) < len({row for queue in queues for row in queue}):
+    n = len({row for queue in queues for row in queue})
+    while len(seen) < n:
         for queue, weight in zip(waiting, weights, strict=True):
             fresh = (row for row in queue if row not in seen)
             for row in islice(fresh, weight): seen[row] = None
@@ -109,7 +110,7 @@ def _warn_of_unseen(groups: pd.Series) -> None:  # class → number of its group
     named = ', '.join(single[:5]) + (', …' if len(single) > 5 else '')
     warn(f'{len(single)} class{"es"*(len(single) > 1)} with a single image, duplicates not counted: {named}. '
          'What judges an image has not seen it, and so has not seen its class: the label will look wrong '
-         'whatever it is. Add images, or merge the class in classes.csv.', stacklevel=4)
+         'whatever it is. Add images, or merge the class in classes.csv.', stacklevel=5)
 
 # %% ../../nbs/62_issues.ipynb #70ada872
 ISSUE_COLUMNS = ['path', 'url', 'given_label', 'predicted_label', 'label_score', 'issue_types', 'score', 'rank',

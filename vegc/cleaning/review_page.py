@@ -65,7 +65,7 @@ def card_of(
     px: int,         # long side of the image; 0: without pixels
 ) -> Card:
     "Everything that the page says of one image."
-    names, guess = session.data.names, _guess(item)
+    names, guess = session.names, _guess(item)
     uri, lost = _pixels(session, item.path, px)
     return Card(path=item.path, file=Path(item.path).name, given=item.given_label, guess=guess, why=reason(item, names),
                 given_name=names.get(item.given_label, item.given_label), guess_name=names.get(guess, guess),
@@ -84,13 +84,13 @@ def _script_hash(script: str) -> str:
 # %% ../../nbs/67_review_page.ipynb #c1e56f87
 def _facts(session: Session, cards: list[Card], slug: str) -> Markup:
     "What the script is told, as JSON that cannot end the element it stands in."
-    shown, names = sha256_hex(' '.join(card.path for card in cards).encode())[:12], session.data.names
+    shown, names = sha256_hex(' '.join(card.path for card in cards).encode())[:12], session.names
     facts = dict(slug=slug, key=f'vegc-review-{session.data.config.name}-{shown}',
                  classes=[[c, names.get(c, c)] for c in session.classes])
     return Markup(json.dumps(facts, ensure_ascii=False).replace('<', '\\u003c'))
 
 def _class_counts(session: Session, cards: list[Card]) -> list[tuple[str, str, int]]:  # class, name, cards
-    counts, names = pd.Series([card.given for card in cards], dtype=object).value_counts(), session.data.names
+    counts, names = pd.Series([card.given for card in cards], dtype=object).value_counts(), session.names
     return [(c, names.get(c, c), int(counts[c])) for c in session.classes if c in counts]
 
 # %% ../../nbs/67_review_page.ipynb #7566b831

@@ -56,7 +56,8 @@ class Session:
         self.images = self.data.stored(excluded=True).set_index('path', drop=False)
         self.items = review_items(self.data, order, test)
         self.at = {path: i for i, path in enumerate(self.items.path)}  # path → position
-        self.classes = sorted({*self.images.given_label.dropna(), *self.data.classes.slug})
+        self.names = self.data.names  # class → the name that people read
+        self.classes = sorted({*self.images.given_label.dropna(), *self.names})
         self.log = _log_of(self.data, self.images)
         record_missing(self)
 
@@ -258,7 +259,7 @@ def worst_table(
     "The first images of the review order, test included: why they are there, what was decided. Raises `UsageError`."
     if n < 1: raise UsageError(f'The number of worst images is at least 1, not {n}.')
     session = Session(dataset, order, test=True)
-    items, names, standing = session.items.head(n), session.data.names, session.standing()
+    items, names, standing = session.items.head(n), session.names, session.standing()
     decided = [standing.get(path, {}) for path in items.path]
     res = items[['path', 'given_label', 'predicted_label', 'confidence', 'split']].assign(
         reason=[reason(r, names) for r in items.itertuples()],

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SCORES', 'mean_scores', 'sampled_scores', 'MethodScores', 'method_table', 'guesses', 'plain_methods',
-           'plain_answers', 'frozen_features', 'judged_part', 'inputs', 'baseline_answers', 'stage_answers',
-           'baselines', 'head_answers', 'compare_imbalance']
+           'plain_answers', 'frozen_features', 'inputs', 'baseline_answers', 'stage_answers', 'baselines',
+           'head_answers', 'compare_imbalance']
 
 # %% ../../nbs/75_baselines.ipynb #1b3cfedf
 import warnings
@@ -152,16 +152,6 @@ def frozen_features(
         arch, size = info.arch, info.size
     return cached_features(data, arch, size, paths=paths, body=body).astype(np.float32)
 
-# %% ../../nbs/75_baselines.ipynb #05f808c6
-def judged_part(
-    data: Snapshot,
-    split: str,      # valid or test
-    labels: str,     # current or given
-) -> HeldOut:
-    "Train and the part where methods are judged. Raises `UsageError`, `DatasetError`."
-    if split not in ('valid', 'test'): raise UsageError(f'split must be valid or test, not {split!r}.')
-    return held_out(data, split, labels)
-
 # %% ../../nbs/75_baselines.ipynb #f09fa64c
 def inputs(
     data: Snapshot,
@@ -217,7 +207,7 @@ def baselines(
 ) -> pd.DataFrame:                    # as from `method_table`, with a column features; differences in accuracy
     "What plain methods get, on the split of a stage. Raises `UsageError`, `DatasetError`, `LeakError`."
     data = snapshot(dataset, trust)
-    h = judged_part(data, split, labels)
+    h = held_out(data, split, labels)
     own = {} if stage is None else stage_answers(data, stage, split, labels, h.classes)
     told = baseline_answers(h, inputs(data, h.rows.path, side, stage, arch, size), seed) | own
     if split == 'test': test_looks(data, 'baselines')
@@ -254,7 +244,7 @@ def compare_imbalance(
 ) -> pd.DataFrame:                    # as from `method_table`; differences in macro-F1, against the first method
     "Ways to meet classes of unequal size, on cached features. Raises `UsageError`, `DatasetError`, `WeightsError`."
     data = snapshot(dataset, trust)
-    h = judged_part(data, split, labels)
+    h = held_out(data, split, labels)
     x = frozen_features(data, h.rows.path, stage, arch, size)
     told = {m: head_answers(x, h, m, seeds, epochs) for m in progress(methods, desc='balance', unit='method')}
     if split == 'test': test_looks(data, 'compare_imbalance')

@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 from fastcore.meta import delegates
 
-from ..core import DatasetError, progress, sha256_hex
+from ..core import DatasetError, UsageError, progress, sha256_hex
 from ..data.dataset import DatasetLike, Snapshot, snapshot
 from ..data.folder import Gone, erase_rows
 from .metrics import Metrics, metrics_of, share_intervals
@@ -204,10 +204,11 @@ class HeldOut:
 # %% ../../nbs/72_crossval.ipynb #89d58f64
 def held_out(
     data: Snapshot,
-    split: str,            # the other part
+    split: str,            # the other part: valid or test
     labels: str='current', # or given
 ) -> HeldOut:
     "Rows of train and of another split. Raises `UsageError`, `DatasetError`."
+    if split not in ('valid', 'test'): raise UsageError(f'split must be valid or test, not {split!r}.')
     rows = data.items(labels)
     rows = rows[rows.split.isin(['train', split])].reset_index(drop=True)
     train = (rows.split == 'train').to_numpy(bool)

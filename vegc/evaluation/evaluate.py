@@ -15,6 +15,7 @@ import pandas as pd
 
 from ..core import DatasetError, UsageError, warn
 from ..data.dataset import DatasetLike, snapshot
+from ..data.images import ImageProblem
 from .crossval import small_headline
 from .metrics import Metrics, best_temperature, metrics_of, probabilities_of
 from .predictions import predictions, predictions_frame, test_looks
@@ -26,9 +27,9 @@ def stage_temperature(
     stage: str,
     trust: str | Callable | Sequence=(),  # module:function of the stage's body, where it is your own
 ) -> float | None:    # None where valid cannot be used
-    "The temperature at which the truth of the valid part is most probable. Raises `UsageError`."
+    "The temperature at which the truth of the valid part is most probable. Raises `UsageError`, `WeightsError`."
     try: return best_temperature(*probabilities_of(predictions(dataset, stage, 'valid', trust=trust)))
-    except (DatasetError, LeakError): return None
+    except (DatasetError, LeakError, ImageProblem): return None
 
 # %% ../../nbs/73_evaluate.ipynb #cf3292e4
 def evaluate(

@@ -178,7 +178,7 @@ def class_factors(
     shares = dict(failed_share=f.failed/rows, copies_share=f.copies/images, shared_share=f.shared/rows,
                   suspect_share=f.suspects/f.judged.where(f.judged > 0))
     res = pd.DataFrame(dict(recall=y, train=f.train) | shares | dict(superclass=f.group.replace('', None)))
-    return res if own is None else pd.concat([res, own_columns(own, y.index)], axis=1)
+    return res if own is None else res.assign(**own_columns(own, y.index))
 
 # %% ../../nbs/78_why.ipynb #fed5d582
 @dataclass

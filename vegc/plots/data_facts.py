@@ -175,12 +175,8 @@ class Rights:
     from_web: int
     hosts: int
     unknown: int           # no license is recorded
+    of_others: int         # from the web without a license: they may be other people's
     licenses: list[dict]   # license, count, creators, hosts; none where no license is known
-
-    @property
-    def of_others(self) -> bool:
-        "Are there images that may be other people's?"
-        return self.from_web > 0 and self.unknown > 0
 
 # %% ../../nbs/85_data_facts.ipynb #3f484558
 def rights(
@@ -194,7 +190,8 @@ def rights(
                  hosts=', '.join(host[g.index].value_counts().index[:3]))
             for k, g in im.groupby(im.license.fillna('not known'))]
     rows.sort(key=lambda r: -r['count'])
-    return Rights(len(im), int(web.sum()), host.nunique(), int((~known).sum()), rows if known.any() else [])
+    return Rights(images=len(im), from_web=int(web.sum()), hosts=host.nunique(), unknown=int((~known).sum()),
+                  of_others=int((web & ~known).sum()), licenses=rows if known.any() else [])
 
 # %% ../../nbs/85_data_facts.ipynb #9d9a3f77
 @dataclass

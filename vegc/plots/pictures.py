@@ -18,6 +18,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.offsetbox import AnnotationBbox, OffsetImage
 
+from ..core import UsageError
 from ..data.dataset import DatasetLike, snapshot
 from ..data.images import ImageProblem, load_rgb
 from .charts import GREY, RED, finish, move_apart, new_axes
@@ -103,7 +104,7 @@ def plot_samples(
     size: float=1.1,                     # inches an image
     ax: Axes | None=None,
 ) -> Axes:
-    "A grid of random images, one row a value of `by`."
+    "A grid of random images, one row a value of `by`. Raises `UsageError`."
     data = snapshot(dataset)
     samples = random_samples(data.images.merge(data.labels[['path', 'label']], on='path'), by, per_class, seed)
     write = lettering([str(v) for v in samples], data.names if by in ('label', 'given_label') else None)
@@ -119,7 +120,8 @@ def random_samples(
     k: int,                # of each value, at most
     seed: int=0,
 ) -> dict[str, pd.DataFrame]:  # value → rows
-    "Some rows of each value of a column, in the order of the values."
+    "Some rows of each value of a column, in the order of the values. Raises `UsageError`."
+    if by not in images: raise UsageError(f'There is no column {by!r} to go by; there are {", ".join(images)}.')
     values = sorted(images[by].dropna().unique())
     parts = {v: images[images[by] == v] for v in values}
     return {v: t.sample(min(k, len(t)), random_state=seed) for v, t in parts.items()}

@@ -83,10 +83,11 @@ def with_outlier(
 # %% ../../nbs/91_export.ipynb #b79f0cfe
 def _about(data: Snapshot, info: StageInfo) -> dict:
     "What a model file says of its stage."
+    names = data.names
     return dict(
         format='vegc-model', schema=1, name=info.stage, dataset=info.dataset, subject=data.config.subject,
         arch=info.arch, size=list(info.size), classes=info.classes,
-        names=[data.names.get(c, c) for c in info.classes], trained_on=len(info.trained_on), best=info.best,
+        names=[names.get(c, c) for c in info.classes], trained_on=len(info.trained_on), best=info.best,
         versions=info.versions, created=info.created)
 
 # %% ../../nbs/91_export.ipynb #297f72f1

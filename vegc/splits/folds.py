@@ -35,7 +35,7 @@ def group_folds(
     "Deal groups over folds, shares of the classes kept. Raises `UsageError` when there are fewer groups than folds."
     label = pd.factorize(np.asarray(labels, object), sort=True)[0]
     group = pd.factorize(np.asarray(groups, object))[0]
-    n = group.max() + 1
+    n = group.max(initial=-1) + 1
     if not 2 <= k <= n: raise UsageError(f'{n} groups cannot be dealt over {k} folds; k must be between 2 and that.')
     return _fold_of_group(np.bincount(group), main_classes(label, group), k, np.random.default_rng(seed))[group]
 

@@ -68,7 +68,8 @@ def _warn_of_few_groups(groups: pd.Series, parts: int) -> None:
     few = [f'{c!r} ({n} group{"s"*(n > 1)})' for c, n in groups.items() if n < parts]
     if not few: return
     named = ', '.join(few[:5]) + (', …' if len(few) > 5 else '')
-    warn(f'{len(few)} class{"es"*(len(few) > 1)} with too few groups of pictures to be in every split: {named}.')
+    warn(f'{len(few)} class{"es"*(len(few) > 1)} with too few groups of pictures to be in every split: {named}.',
+         stacklevel=4)
 
 # %% ../../nbs/45_split.ipynb #51c38a16
 def given_splits(
@@ -86,7 +87,7 @@ def _with_valid(source: pd.Series, settled: pd.Series, shares: np.ndarray) -> tu
     known = set(source.dropna()) | set(settled.dropna())
     if shares[1] == 0 or 'valid' in known or 'test' not in known: return source, shares
     warn('The data came with train and test but no validation part: '
-         f'{shares[1]:.0%} of its train part are taken for that.', stacklevel=4)
+         f'{shares[1]:.0%} of its train part are taken for that.', stacklevel=5)
     return source.where(source != 'train'), np.array([1 - shares[1], shares[1], 0])
 
 # %% ../../nbs/45_split.ipynb #cf716377

@@ -23,7 +23,7 @@ from torch import nn
 from ..core import DatasetError, UsageError, progress
 from ..data.dataset import DatasetLike
 from ..features.backbones import find_arch, image_body
-from ..features.features import best_device, cached_features
+from ..features.features import best_device, cached_features, offline_features
 from ..splits.folds import group_folds
 from .fit import feature_loaders
 from .learner import SeedEpoch, adamw_settings, balanced_loss
@@ -203,7 +203,6 @@ def unlearned_features(
     """Features of images that have seen no label, from the cache where they are there.
     Raises `UsageError`, `DatasetError`, `WeightsError`."""
     if stage is not None: check_trust(data, stage_info(data, stage))
-    if stage is None or find_arch(stage_info(data, stage).arch).from_scratch:
-        return cached_features(data, 'efficientnet_lite0', 160, paths=paths)
+    if stage is None or find_arch(stage_info(data, stage).arch).from_scratch: return offline_features(data, paths)
     info, body = unlearned_body(data, stage)
     return cached_features(data, info.arch, info.size, paths=paths, body=body)
