@@ -67,6 +67,14 @@ def test_both_parts_run_there_in_mixed_precision_with_channels_last(pictures):
     assert [row['part'] for row in learn.info.history] == ['frozen']*2 + ['unfrozen']*2
 
 
+def test_features_on_disk_leave_the_body_where_it_was(pictures):
+    fit_head(learner(pictures), 1)
+    learn = learner(pictures)  # its body is asked about nothing: what it says is on disk
+    fit_head(learn, 1)
+    fit_body(learn, 1)
+    assert [row['part'] for row in learn.info.history][-1] == 'unfrozen' and not learn.info.bf16
+
+
 def test_a_stage_says_the_same_on_both_devices(pictures):
     train(pictures, arch='resnet18', size=SIZE, weights=None, epochs=(0, 2), stage='there')
     model, info = load_model(pictures, 'there')

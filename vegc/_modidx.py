@@ -1965,6 +1965,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'vegc.training.train.frozen_part': ('train.html#frozen_part', 'vegc/training/train.py'),
                                      'vegc.training.train.load_stage': ('train.html#load_stage', 'vegc/training/train.py'),
                                      'vegc.training.train.recipe_hash': ('train.html#recipe_hash', 'vegc/training/train.py'),
+                                     'vegc.training.train.remember_start': ('train.html#remember_start', 'vegc/training/train.py'),
                                      'vegc.training.train.train': ('train.html#train', 'vegc/training/train.py'),
                                      'vegc.training.train.untrained': ('train.html#untrained', 'vegc/training/train.py'),
                                      'vegc.training.train.with_splits': ('train.html#with_splits', 'vegc/training/train.py')}}}

@@ -480,7 +480,7 @@ def _train(
     dataset: _Dataset, arch: str='resnet50',
     size: int | None=None, # side of the images, pixels; 224, or that of --start, if not given
     bs: int=64,
-    epochs: str='8,6',     # of the frozen and of the unfrozen part; 0 leaves a part out
+    epochs: str | None=None,  # of the frozen and of the unfrozen part, 8,6 if not given; 0 leaves a part out
     lr: str | None=None,   # peak rate of the unfrozen part: one number, or two from early layers to the head
     weights: str='auto', start: str | None=None, labels: str='current', stage: str='raw', seed: int | None=None,
     cached: bool=True, views: int=1, balance: str | None=None, patience: int | None=None, head: str | None=None,
@@ -488,7 +488,7 @@ def _train(
 ):
     "Train the head, then the whole network; keep the best epoch."
     from vegc.training.train import train
-    pairs = dict(epochs=_numbers(epochs, int, '--epochs'), lr=_learning_rate(lr))
+    pairs = dict(epochs=None if epochs is None else _numbers(epochs, int, '--epochs'), lr=_learning_rate(lr))
     learn = _call(
         train, _existing(dataset), arch=arch, size=size, bs=bs, **pairs, weights=weights, start=start, labels=labels,
         stage=stage, seed=seed, cached=cached, views=views, balance=balance, patience=patience, head=head,
@@ -511,6 +511,7 @@ def _print_training(info, dataset: Path, labels: str, as_json: bool) -> None:
 
 def _epoch_text(row: dict) -> str:
     "An epoch of the history in words."
+    if row.get('part') == 'start': return f'none: it starts with accuracy {row["accuracy"]:.3f} on valid'
     return f'{row["part"]} {row["epoch"]} with accuracy {row["accuracy"]:.3f} on valid' if row else 'untrained'
 
 # %% ../nbs/98_cli.ipynb #ed800e74

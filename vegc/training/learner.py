@@ -104,6 +104,7 @@ def check_head(
     if head is None: return 'mlp' if from_scratch else 'linear'
     raise UsageError(f'head must be {" or ".join(HEADS)}, not {head!r}.')
 
+# %% ../../nbs/54_learner.ipynb #1d8e7b40
 def image_learner(
     dls: DataLoaders,                          # as from `dataloaders`
     arch: str | Callable='resnet50',           # a name for `find_arch`, or a function that makes a body of your own
