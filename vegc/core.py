@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['SUBJECTS', 'ON_CONFLICT', 'VegcError', 'UsageError', 'DatasetError', 'LockedError', 'DiskFullError',
            'VegcWarning', 'warn', 'disk_full_is_clear', 'write_atomic', 'replacing', 'class_key',
-           'sha256_hex', 'utc_now', 'DatasetConfig', 'is_dataset', 'load_config', 'save_config', 'progress',
-           'reuse_memory', 'table_text']
+           'sha256_hex', 'utc_now', 'package_version', 'DatasetConfig', 'is_dataset', 'load_config',
+           'save_config', 'progress', 'reuse_memory', 'table_text']
 
 # %% ../nbs/00_core.ipynb #3d6f9fcd
 import contextlib
@@ -123,6 +123,15 @@ def sha256_hex(
 def utc_now() -> str:
     "The time in UTC to the second, as ISO 8601 with a Z."
     return datetime.now(UTC).strftime('%Y-%m-%dT%H:%M:%SZ')
+
+# %% ../nbs/00_core.ipynb #7f2f79fc
+def package_version(
+    name: str='vegc',  # of a package
+) -> str:              # such as 0.1.0; 0+not.installed for one that is only on the path
+    "Which version is installed. Never fails: what is noted beside a result must not lose the result."
+    from importlib.metadata import PackageNotFoundError, version
+    try: return version(name)
+    except PackageNotFoundError: return '0+not.installed'
 
 # %% ../nbs/00_core.ipynb #1326b039
 SUBJECTS = ('people', 'objects', 'species', 'characters', 'places', 'other')

@@ -187,6 +187,12 @@ def stored(self: Snapshot,
 
 # %% ../../nbs/14_dataset.ipynb #fa74b44f
 @patch(as_prop=True)
+def apart(self: Snapshot) -> pd.DataFrame:
+    "Stored images that have a split and are not in use, as `images`: held for review, or left out by a policy."
+    df = self.rows
+    return _per_file(df[df.path.notna() & df.split.notna() & ~df.path.isin(self.images.path)])
+
+@patch(as_prop=True)
 def labels(self: Snapshot) -> pd.DataFrame:
     "The current labels: path, label, split, is_valid; excluded images are not there."
     res = self.stored()
@@ -386,13 +392,15 @@ def run(self: ImageDataset) -> Iterator[Run]:
 def update(self: ImageDataset,
     frame: pd.DataFrame,  # has `path` and the columns to set
     columns: list[str],   # columns of the manifest
+    *,
+    reassign: bool=False, # stored splits may change
 ) -> None:
-    "Set columns of all rows with these paths and write the manifest and `labels.csv`. Raises `LockedError`."
+    "Set columns of all rows with these paths, write manifest and `labels.csv`. Raises `LockedError`, `DatasetError`."
     with self.lock():
         df, new = self.table(), frame.set_index('path')
         hit = df.path.isin(new.index).fillna(False)
         for c in columns: df.loc[hit, c] = df.path[hit].map(new[c]).astype(MANIFEST[c])
-        write_manifest(place(self.path, 'manifest.parquet'), df)
+        write_manifest(place(self.path, 'manifest.parquet'), df, reassign=reassign)
         place(self.path, 'journal.jsonl').unlink(missing_ok=True)
     self.write_labels()
 

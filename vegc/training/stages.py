@@ -12,15 +12,14 @@ import json
 import platform
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
-from ..core import (DatasetError, UsageError, VegcError, disk_full_is_clear, load_config, replacing, utc_now,
-                       warn, write_atomic)
+from ..core import (DatasetError, UsageError, VegcError, disk_full_is_clear, load_config, package_version,
+                       replacing, utc_now, warn, write_atomic)
 from ..data.dataset import DatasetLike
 from ..data.folder import Gone, place
 from ..data.manifest import legal_label
@@ -79,7 +78,7 @@ def new_stage(
 
 # %% ../../nbs/51_stages.ipynb #e6d7085f
 def _versions() -> dict[str, str]:
-    packages = {p: version(p) for p in ('torch', 'torchvision', 'fastai', 'pillow')}
+    packages = {p: package_version(p) for p in ('torch', 'torchvision', 'fastai', 'pillow')}
     return packages | dict(python=platform.python_version(), machine=platform.machine())
 
 # %% ../../nbs/51_stages.ipynb #acd17f9a
