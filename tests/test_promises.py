@@ -1,16 +1,21 @@
 """Promises that hold whatever is called in whatever order: a split stays, an image has one, no row is lost."""
+import re
 import shutil
 import warnings
 
 import numpy as np
 import pytest
+import tiny
 from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
 from vegc.acquire.add import add
 from vegc.acquire.ingest import ingest
-from vegc.cleaning.clean import clean
+from vegc.cleaning.clean import apply_rules, clean
+from vegc.cleaning.issues import find_issues
+from vegc.cleaning.review_page import review_page
+from vegc.cleaning.session import Session, review_items
 from vegc.core import DatasetError, VegcWarning
 from vegc.data.dataset import ImageDataset
 from vegc.data.folder import Journal
@@ -206,3 +211,39 @@ def test_what_is_held_keeps_its_split_for_its_copies(pool, tmp_path):
     cats = rows[rows.given_label == 'cat'].dropna(subset='n')
     assert (cats[cats.status == 'review'].path.map(was) == cats[cats.status == 'review'].split).all()
     assert (cats.groupby('n').split.nunique() == 1).all(), 'a copy lies in another split than what is held'
+
+
+# --- who decides on what --------------------------------------------------------------------------------------
+
+@pytest.fixture(scope='module')
+def suspicious(tmp_path_factory):
+    "A tiny dataset with wrong labels and its issues, then another deal."
+    root = tmp_path_factory.mktemp('suspicious')
+    src = tiny.draw(root/'pictures')
+    for i in range(0, 18, 3): (src/'zero'/f'{i:03}.png').rename(src/'one'/f'z{i:03}.png')
+    ds = ImageDataset(root/'ds', subject='characters')
+    add(src, ds)
+    split(ds, valid=.3, test=.3)
+    return ds
+
+
+def test_rules_and_pages_leave_the_test_part_of_today_alone(suspicious, tmp_path):
+    "Issues were found under the splits of then; whatever order is handed in, the splits of now decide."
+    ds = tiny.copy(suspicious, tmp_path)
+    then = find_issues(ds)
+    split(ds, seed=7, valid=.3, test=.3, reassign=True)
+    now = ds.images.set_index('path').split
+    moved = then[(then.split != 'test') & (then.path.map(now) == 'test')]
+    assert len(moved) and moved.issue_types.str.contains('label').any()
+    for order in (None, then):
+        shown = review_items(ds.read(), order, False)
+        assert len(shown) and not (shown.path.map(now) == 'test').any()
+    session = Session(ds, then, test=True)
+    assert (session.items.split == session.items.path.map(now)).all()
+    apply_rules(session, then, .05)
+    session.close()
+    decided = ds.decisions.path.map(now)
+    assert len(decided) and not (decided == 'test').any()
+    html = review_page(ds, ds.path/'r.html').read_text('utf-8')
+    shown = re.findall('data-path="([^"]*)"', html)
+    assert shown and not any(now[path] == 'test' for path in shown)

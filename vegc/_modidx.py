@@ -680,6 +680,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'vegc.data.dataset.Snapshot.superclasses': ( 'dataset.html#snapshot.superclasses',
                                                                                 'vegc/data/dataset.py'),
                                    'vegc.data.dataset.Snapshot.vocab': ('dataset.html#snapshot.vocab', 'vegc/data/dataset.py'),
+                                   'vegc.data.dataset.Snapshot.with_splits': ('dataset.html#snapshot.with_splits', 'vegc/data/dataset.py'),
                                    'vegc.data.dataset._as_now': ('dataset.html#_as_now', 'vegc/data/dataset.py'),
                                    'vegc.data.dataset._create': ('dataset.html#_create', 'vegc/data/dataset.py'),
                                    'vegc.data.dataset._end_of': ('dataset.html#_end_of', 'vegc/data/dataset.py'),

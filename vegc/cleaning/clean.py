@@ -127,6 +127,7 @@ def apply_rows(session: Session, rows: list[dict]) -> Applied:
 # %% ../../nbs/65_clean.ipynb #92ab8f18
 def apply_rules(session: Session, issues: pd.DataFrame, confidence: float) -> Applied:
     "Decide by rule on what nobody has decided on."
+    issues = session.data.with_splits(issues)  # they may have been found under other splits
     standing, rows = session.standing(), rule_decisions(issues, confidence)
     new = [r | dict(who='rule') for r in rows if r['path'] not in standing]
     return Applied(apply_rows(session, new).lines, left_alone(issues, rows, standing))

@@ -206,13 +206,13 @@ def _is_number(column: pd.Series) -> bool: return pd.api.types.is_numeric_dtype(
 def saved_issues(
     dataset: DatasetLike,
 ) -> pd.DataFrame | None:  # ISSUE_COLUMNS, sorted by rank
-    "The table of the last `find_issues`, or None. Raises `DatasetError` where it is none of ours."
+    "The table of the last `find_issues` with the splits of today, or None. Raises `DatasetError` where it is not ours."
     data = snapshot(dataset)
     table = read_table_of(data.path, _FILE, ISSUE_COLUMNS)
     if table is None: return None
     wrong = [c for c in ISSUE_COLUMNS if _is_number(table[c]) != (c in _NUMBERS)]
     if wrong: raise DatasetError(f'In {data.path/_FILE}, {wrong[0]} is of another type; find-issues makes it again.')
-    table = table[table.path.isin(data.rows.path)].reset_index(drop=True)
+    table = data.with_splits(table[table.path.isin(data.rows.path)]).reset_index(drop=True)
     table.attrs['dataset'] = str(data.path)  # so that a cleaner can be opened on the table alone
     return table
 

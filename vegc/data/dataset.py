@@ -192,6 +192,14 @@ def apart(self: Snapshot) -> pd.DataFrame:
     df = self.rows
     return _per_file(df[df.path.notna() & df.split.notna() & ~df.path.isin(self.images.path)])
 
+@patch
+def with_splits(self: Snapshot,
+    table: pd.DataFrame,  # path, and more; of images
+) -> pd.DataFrame:        # split is that of this moment
+    "A table that was made earlier, perhaps under splits of then."
+    now = self.rows.dropna(subset='path').drop_duplicates('path').set_index('path').split
+    return table.assign(split=table.path.map(now).astype('string'))
+
 @patch(as_prop=True)
 def labels(self: Snapshot) -> pd.DataFrame:
     "The current labels: path, label, split, is_valid; excluded images are not there."

@@ -162,8 +162,8 @@ def _dealt(
     "Groups found and dealt."
     apart = data.apart
     if reassign: apart = apart.assign(split=pd.NA, duplicate_group=pd.NA)
-    both = pd.concat([images.assign(in_use=True), apart.assign(in_use=False, source_split=pd.NA).dropna(subset='split')],
-                     ignore_index=True)
+    held = apart.assign(in_use=False, source_split=pd.NA).dropna(subset='split')
+    both = pd.concat([images.assign(in_use=True), held], ignore_index=True)
     new = assign_splits(both, find_groups(data, both, group_by, features_of=features_of), shares, seed)
     return new[:len(images)], apart[['path', 'split', 'duplicate_group']]
 
