@@ -1,4 +1,6 @@
 """Promises that hold whatever is called in whatever order: a split stays, an image has one, no row is lost."""
+import hashlib
+import importlib.metadata
 import re
 import shutil
 import warnings
@@ -9,6 +11,7 @@ import tiny
 from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from vegc.acquire.add import add
 from vegc.acquire.ingest import ingest
@@ -16,13 +19,15 @@ from vegc.cleaning.clean import apply_rules, clean
 from vegc.cleaning.issues import find_issues
 from vegc.cleaning.review_page import review_page
 from vegc.cleaning.session import Session, review_items
-from vegc.core import DatasetError, VegcWarning
+from vegc.core import DatasetError, VegcWarning, sha256_hex
 from vegc.data.dataset import ImageDataset
 from vegc.data.folder import Journal
 from vegc.data.forget import forget
 from vegc.data.manifest import SPLITS
-from vegc.features.features import offline_features
-from vegc.splits.split import split
+from vegc.evaluation.predictions import embeddings, predictions
+from vegc.features.features import FeatureFile, offline_features
+from vegc.splits.split import split, split_log
+from vegc.training.stages import LeakError
 
 CLASSES, N = ('cat', 'dog'), 12
 
@@ -247,3 +252,76 @@ def test_rules_and_pages_leave_the_test_part_of_today_alone(suspicious, tmp_path
     html = review_page(ds, ds.path/'r.html').read_text('utf-8')
     shown = re.findall('data-path="([^"]*)"', html)
     assert shown and not any(now[path] == 'test' for path in shown)
+
+
+# --- answers are of what lies there ----------------------------------------------------------------------------
+
+@pytest.fixture(scope='module')
+def staged(tmp_path_factory): return tiny.make(tmp_path_factory.mktemp('staged'), decisions=False)
+
+
+def test_other_bytes_under_a_stored_name_are_noticed(staged, tmp_path):
+    "Pictures of one class are overwritten with those of another: no figure of before is given again."
+    ds = tiny.copy(staged, tmp_path)
+    features = offline_features(ds)
+    before, looked = predictions(ds, 'raw'), embeddings(ds, 'raw')
+    valid = ds.images[ds.images.split == 'valid']
+    zero, one = (valid[valid.given_label == c].path.tolist() for c in ('zero', 'one'))
+    for p, q in zip(zero, one, strict=False): shutil.copy(ds.path/q, ds.path/p)
+    changed = min(len(zero), len(one))
+    with pytest.warns(VegcWarning, match=f'{changed - 1} more was changed since it was stored' if changed > 1 else ''):
+        after = predictions(ds, 'raw')
+    p = [c for c in after if c.startswith('p_')]
+    of = before.set_index('path')[p]
+    for old, new in zip(zero, one, strict=False):
+        got = after.set_index('path').loc[old, p].astype(float)
+        np.testing.assert_allclose(got, of.loc[new].astype(float), atol=1e-5)
+    with pytest.warns(VegcWarning, match='was changed'): assert not np.array_equal(embeddings(ds, 'raw'), looked)
+    with pytest.warns(VegcWarning, match='was changed'): assert not np.array_equal(offline_features(ds), features)
+    train_image = ds.images.path[ds.images.split == 'train'].iloc[0]
+    shutil.copy(ds.path/train_image, ds.path/zero[0])
+    with pytest.raises(LeakError), pytest.warns(VegcWarning, match='was changed'): predictions(ds, 'raw')
+
+
+def test_other_weights_under_a_stage_are_noticed(staged, tmp_path):
+    ds = tiny.copy(staged, tmp_path)
+    before = predictions(ds, 'raw')
+    assert predictions(ds, 'raw').equals(before)
+    file = ds.path/'models/raw/weights.safetensors'
+    save_file({k: v/2 if k.endswith('.weight') else v for k, v in load_file(file).items()}, file)
+    assert not predictions(ds, 'raw').equals(before)
+
+
+def test_kept_answers_cost_no_second_reading(staged, tmp_path, monkeypatch):
+    "Files are read for their hash once a process, not at every question."
+    ds = tiny.copy(staged, tmp_path)
+    predictions(ds, 'raw')
+    monkeypatch.setattr(hashlib, 'file_digest', lambda *a: pytest.fail('a file was read again'))
+    predictions(ds, 'raw')
+
+
+def test_what_was_made_of_other_bytes_is_forgotten_too(staged, tmp_path):
+    "A picture was replaced by hand, and its features computed; then it is forgotten."
+    ds = tiny.copy(staged, tmp_path)
+    path = ds.images.path.iloc[0]
+    Image.new('RGB', (40, 40), 'teal').save(ds.path/path)
+    with pytest.warns(VegcWarning, match='was changed'): offline_features(ds)
+    mark = sha256_hex((ds.path/path).read_bytes())
+    def kept(): return any(mark in FeatureFile.read(f).hashes for f in ds.path.glob('features/*.safetensors'))
+    assert kept()
+    forget(ds, path)
+    assert not kept()
+
+
+def test_a_checkout_that_is_not_installed_works(monkeypatch, staged, tmp_path):
+    "No metadata of vegc: the version is noted as not installed, and no work is lost for it."
+    real = importlib.metadata.version
+    def version(name):
+        if name == 'vegc': raise importlib.metadata.PackageNotFoundError(name)
+        return real(name)
+    monkeypatch.setattr(importlib.metadata, 'version', version)
+    ds = tiny.copy(staged, tmp_path)
+    split(ds, seed=3, reassign=True)
+    assert split_log(ds).tool.iloc[-1] == 'vegc 0+not.installed'
+    find_issues(ds)
+    review_page(ds, ds.path/'r.html', test=True)

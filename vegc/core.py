@@ -5,13 +5,14 @@
 # %% auto #0
 __all__ = ['SUBJECTS', 'ON_CONFLICT', 'VegcError', 'UsageError', 'DatasetError', 'LockedError', 'DiskFullError',
            'VegcWarning', 'warn', 'disk_full_is_clear', 'write_atomic', 'replacing', 'class_key',
-           'sha256_hex', 'utc_now', 'package_version', 'DatasetConfig', 'is_dataset', 'load_config',
-           'save_config', 'progress', 'reuse_memory', 'table_text']
+           'sha256_hex', 'file_sha256', 'utc_now', 'package_version', 'no_numbers', 'DatasetConfig',
+           'is_dataset', 'load_config', 'save_config', 'progress', 'reuse_memory', 'table_text']
 
 # %% ../nbs/00_core.ipynb #3d6f9fcd
 import contextlib
 import ctypes
 import errno
+import functools
 import hashlib
 import os
 import sys
@@ -119,6 +120,18 @@ def sha256_hex(
     "The SHA-256 of some bytes."
     return hashlib.sha256(data).hexdigest()
 
+# %% ../nbs/00_core.ipynb #b1a0815d
+def file_sha256(
+    path: str | os.PathLike,
+) -> str:  # 64 hexadecimal digits
+    "The SHA-256 of a file as it lies there. Raises `FileNotFoundError`."
+    found = os.stat(path)
+    return _hash_of_file(os.fspath(path), found.st_size, found.st_mtime_ns, found.st_ino)
+
+@functools.lru_cache(maxsize=200_000)
+def _hash_of_file(path: str, *as_found: int) -> str:
+    with open(path, 'rb') as f: return hashlib.file_digest(f, 'sha256').hexdigest()
+
 # %% ../nbs/00_core.ipynb #bea82fc3
 def utc_now() -> str:
     "The time in UTC to the second, as ISO 8601 with a Z."
@@ -132,6 +145,16 @@ def package_version(
     from importlib.metadata import PackageNotFoundError, version
     try: return version(name)
     except PackageNotFoundError: return '0+not.installed'
+
+# %% ../nbs/00_core.ipynb #4bf62e94
+def no_numbers(
+    tensors: dict[str, Any],  # of torch, by name
+) -> str | None:              # None: all of them are numbers
+    "The name of the first tensor that holds NaN or infinite values and is no mask."
+    def bad(t: Any) -> bool:
+        if not t.is_floating_point() or (finite := t.isfinite()).all(): return False
+        return bool((t[~finite] != float('-inf')).any() or (t[finite] != 0).any())
+    return next((name for name, t in tensors.items() if bad(t)), None)
 
 # %% ../nbs/00_core.ipynb #1326b039
 SUBJECTS = ('people', 'objects', 'species', 'characters', 'places', 'other')

@@ -168,6 +168,7 @@ class Gone:
     hashes: frozenset[str] = frozenset()  # sha256 of their stored bytes
     paths: frozenset[str] = frozenset()   # relative to the dataset
     urls: frozenset[str] = frozenset()
+    lying: frozenset[str] = frozenset()   # sha256 of what lies at the paths, where that is something else by now
 
 # %% ../../nbs/11_folder.ipynb #b2263edc
 def erase_rows(

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['OFFLINE_ARCH', 'OFFLINE_SIZE', 'best_device', 'pooled', 'FeatureFile', 'feature_name', 'augmented',
-           'image_hashes', 'feature_batches', 'cached_features', 'offline_features', 'erase']
+           'feature_batches', 'cached_features', 'offline_features', 'erase']
 
 # %% ../../nbs/32_features.ipynb #71237f1f
 import os
@@ -128,15 +128,6 @@ def _crop(rng: np.random.Generator, mirror: bool) -> torch.Tensor:  # [2, 3], fo
     flip = -1 if mirror and rng.random() < .5 else 1
     return torch.tensor([[side[0]*flip, 0, centre[0]], [0, side[1], centre[1]]], dtype=torch.float32)
 
-# %% ../../nbs/32_features.ipynb #2f5c8da7
-def image_hashes(
-    data: Snapshot,
-    paths: Sequence[str],  # relative to the dataset
-) -> list[str]:            # sha256
-    "The images' hashes from the manifest, whether in use or held for review."
-    known = data.rows.dropna(subset='path').drop_duplicates('path').set_index('path').sha256
-    return known[list(paths)].tolist()
-
 # %% ../../nbs/32_features.ipynb #b1a541ea
 def feature_batches(
     body: nn.Module,           # in evaluation mode, where it shall run
@@ -183,7 +174,7 @@ def cached_features(
     "Features of a dataset's images, computed where they are not on disk. Raises `DatasetError`, `WeightsError`."
     data = snapshot(data)
     paths = data.images.path.tolist() if paths is None else list(paths)
-    hashes = image_hashes(data, paths)
+    hashes = data.hashes(paths)
     body, device = image_body(arch) if body is None else body, best_device()
     name = feature_name(arch, weights_hash(body), size, bf16_helps(device), view, data.config.mirror)
     file = FeatureFile.read(place(data.path, 'features', name))
@@ -210,7 +201,7 @@ def erase(
     gone: Gone,        # by hash
 ) -> list[Path]:       # files removed or rewritten
     "Take pictures out of every file of features."
-    return [file for file in places(root, 'features/*.safetensors') if _erased(file, gone.hashes)]
+    return [file for file in places(root, 'features/*.safetensors') if _erased(file, gone.hashes | gone.lying)]
 
 # %% ../../nbs/32_features.ipynb #0aac8ca6
 def _erased(path: Path, hashes: set[str]) -> bool:

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['StageInfo', 'new_stage', 'LeakError', 'leaked', 'check_leaks', 'stage_file', 'stages', 'stage_info',
-           'save_stage', 'check_trust', 'load_model', 'write_checkpoint', 'read_checkpoint', 'trained_on',
-           'erase']
+           'save_stage', 'check_trust', 'load_model', 'weights_mark', 'write_checkpoint', 'read_checkpoint',
+           'trained_on', 'erase']
 
 # %% ../../nbs/51_stages.ipynb #fd0163c7
 import json
@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from ..core import (DatasetError, UsageError, VegcError, disk_full_is_clear, load_config, package_version,
-                       replacing, utc_now, warn, write_atomic)
+from ..core import (DatasetError, UsageError, VegcError, disk_full_is_clear, file_sha256, load_config,
+                       no_numbers, package_version, replacing, utc_now, warn, write_atomic)
 from ..data.dataset import DatasetLike
 from ..data.folder import Gone, place
 from ..data.manifest import legal_label
@@ -187,13 +187,16 @@ def save_stage(
     *,
     overwrite: bool=False,  # replace a stage of that name
 ) -> Path:                  # its folder
-    "Save model and record. Raises `UsageError` when the name is taken."
+    "Save model and record. Raises `UsageError` when the name is taken, `VegcError` where weights are no numbers."
     from safetensors.torch import save_file
     dataset, info = learn.dls.source.dataset, learn.info
     if name in stages(dataset) and not overwrite:
         raise UsageError(f'There is a stage {name!r} already; choose another name or say overwrite.')
-    info.stage, info.created = name, utc_now()
     state = {k: v.contiguous().cpu() for k, v in learn.model.state_dict().items()}
+    if (bad := no_numbers(state)) is not None:
+        raise VegcError(f'The weights {bad} hold values that are no numbers, so the stage {name!r} is not saved; '
+                        'train again with a lower rate (lr=1e-4, --lr 1e-4).')
+    info.stage, info.created = name, utc_now()
     with replacing(stage_file(dataset, name, 'weights.safetensors'), as_open=True) as tmp: save_file(state, tmp)
     write_atomic(stage_file(dataset, name, 'stage.json'), json.dumps(asdict(info), ensure_ascii=False, indent=1))
     stage_file(dataset, name, 'unfinished.pt').unlink(missing_ok=True)  # of the run that is now finished
@@ -226,7 +229,18 @@ def load_model(
     try: model.load_state_dict(load_file(path))
     except Exception as e:  # safetensors and torch raise many kinds
         raise DatasetError(f'{path} is damaged or of another version: {str(e).splitlines()[0]}') from e
+    if (bad := no_numbers(model.state_dict())) is not None:
+        raise DatasetError(f'{path} holds values that are no numbers ({bad}); train that stage again.')
     return model.eval(), info
+
+# %% ../../nbs/51_stages.ipynb #ce6c5cd8
+def weights_mark(
+    dataset: DatasetLike,
+    name: str,       # of a stage
+) -> str:            # 64 hexadecimal digits; empty where the file is gone
+    "Names the bytes of a stage's weights."
+    try: return file_sha256(stage_file(dataset, name, 'weights.safetensors'))
+    except FileNotFoundError: return ''
 
 # %% ../../nbs/51_stages.ipynb #bcb5028e
 def write_checkpoint(
