@@ -1,6 +1,9 @@
 """Numbers that are numbers: training that runs away, weights that hold NaN, files that say what the network says."""
+import shutil
+import warnings
 
 import numpy as np
+import pandas as pd
 import pytest
 import tiny
 import torch
@@ -8,13 +11,21 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from vegc.core import DatasetError, UsageError, VegcError, no_numbers
+from vegc.acquire.add import add
+from vegc.cleaning.clean import clean
+from vegc.cleaning.issues import find_issues
+from vegc.core import DatasetError, UsageError, VegcError, VegcWarning, no_numbers
+from vegc.data.dataset import ImageDataset
+from vegc.data.manifest import SPLITS
+from vegc.evaluation.compare import compare
+from vegc.evaluation.evaluate import evaluate
 from vegc.evaluation.predictions import predictions
 from vegc.features.backbones import find_arch, fold_batchnorm, image_body, image_model
+from vegc.plots.report import report
 from vegc.sharing.export import export
 from vegc.sharing.model_file import GraphModel, graph_of, load_model_file, predict, write_model_file
 from vegc.training.learner import DivergedError, quality
-from vegc.training.stages import load_model, save_stage, stages
+from vegc.training.stages import load_model, save_stage, split_remarks, stage_remarks, stages
 from vegc.training.train import load_stage, train
 
 NAN, INF = float('nan'), float('inf')
@@ -146,3 +157,80 @@ def test_a_class_called_unsure_is_not_mistaken_for_the_answer(tmp_path):
     assert predict(file, tmp_path/'x.png').status[0] == 'ok'
     with pytest.raises(UsageError, match="class called 'unsure'.*--unsure-below.*classes.csv"):
         predict(file, tmp_path/'x.png', unsure_below=.9)
+
+
+# --- what is said beside the figures ----------------------------------------------------------------------------
+
+def relabelled(staged, tmp_path, **relabel):  # split → new class for its first images of class zero
+    ds = tiny.copy(staged, tmp_path)
+    (ds.path/'classes.csv').write_text('slug,name\nfour,Four\n')
+    zero = ds.images[ds.images.given_label == 'zero']
+    rows = [f'{p},relabel,four,me,looked' for s, n in relabel.items() for p in zero.path[zero.split == s][:n]]
+    (tmp_path/'d.csv').write_text('\n'.join(['path,action,label,who,why', *rows]) + '\n')
+    clean(ds, decisions=tmp_path/'d.csv')
+    return ds
+
+
+def test_a_new_class_grows_the_head_or_is_named(staged, tmp_path):
+    ds = relabelled(staged, tmp_path, train=4, valid=2, test=1)
+    unknown = 'does not know the class four.*--start raw.*classes.csv'
+    with pytest.raises(UsageError, match=unknown): load_stage(ds, 'raw')
+    with pytest.warns(VegcWarning, match='does not know four: it is wrong on 2 of the 12 valid images'):
+        old = evaluate(ds, 'raw')
+    assert old.per_class.set_index('class').recall['four'] == 0
+    info = train(ds, start='raw', stage='grown', epochs=(1, 1)).info
+    assert info.classes == ['one', 'two', 'zero', 'four']
+    with warnings.catch_warnings():
+        warnings.simplefilter('error', VegcWarning)
+        assert 'four' in set(evaluate(ds, 'grown').per_class['class'])
+        assert compare(ds, 'grown', 'grown') is not None
+    model = load_model_file(export(ds, 'grown', tmp_path/'m.safetensors'))
+    assert model.classes[-1] == 'four'
+
+
+def test_an_unknown_class_in_decisions_names_the_class_table(staged, tmp_path):
+    ds = tiny.copy(staged, tmp_path)
+    (tmp_path/'d.csv').write_text(f'path,action,label,who,why\n{ds.images.path[0]},relabel,five,me,x\n')
+    with pytest.raises(DatasetError, match="no class 'five'.*add a row.*classes.csv"):
+        clean(ds, decisions=tmp_path/'d.csv')
+
+
+def test_what_empties_a_figure_is_said_where_it_is_read(staged, tmp_path, capsys):
+    "A class that nothing can be learned of; two parts larger than train; an unfrozen part that came to nothing."
+    ds = relabelled(staged, tmp_path, valid=2)
+    said = 'Classes without an image in train, which nothing can learn: four (2)'
+    learn = train(ds, arch='small_cnn', size=32, epochs=(0, 1), stage='s')
+    assert said in capsys.readouterr().err
+    m = evaluate(ds, 's')
+    assert said in str(m) and m.to_dict()['remarks'] == m.remarks
+    assert said in report(ds, 's', out=tmp_path/'r.html').read_text('utf-8')
+    row = dict(epoch=1, train_loss=1., valid_loss=1., accuracy=.5)
+    learn.info.history = [row | dict(part='frozen'), row | dict(part='unfrozen')]
+    for part, n in (('frozen', 1), ('unfrozen', 0)):
+        learn.info.best = row | dict(part=part)
+        assert len(stage_remarks(learn.info)) == n
+
+
+@pytest.mark.parametrize('sizes,said', [((189, 47, 8), 'Very few images in test'), ((20, 47, 30), 'More images in valid'),
+                                        ((70, 20, 10), ''), ((80, 20, 0), '')])
+def test_lopsided_splits_are_said(sizes, said):
+    items = pd.DataFrame(dict(label='a', split=np.repeat(SPLITS, sizes)))
+    items.loc[::2, 'label'] = 'b'
+    assert ' '.join(split_remarks(items)).startswith(said) and bool(split_remarks(items)) == bool(said)
+
+
+def test_one_class_is_said(tmp_path):
+    ds = ImageDataset(tmp_path/'ds', subject='characters')
+    src = tiny.draw(tmp_path/'pictures')
+    for c in ('one', 'two'): shutil.rmtree(src/c)
+    add(src, ds)
+    train(ds, arch='small_cnn', size=32, epochs=(0, 1))
+    assert 'There is one class' in str(evaluate(ds, 'raw'))
+
+
+def test_issues_where_every_class_is_under_ten(tmp_path):
+    "Fewer folds, not a refusal."
+    ds = ImageDataset(tmp_path/'ds', subject='characters')
+    add(tiny.draw(tmp_path/'pictures', n=6), ds)
+    issues = find_issues(ds)
+    assert len(issues) == 18 and issues.label_score.notna().all()

@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from ..core import DatasetError, UsageError, progress, reuse_memory, utc_now
+from ..core import DatasetError, UsageError, progress, reuse_memory, utc_now, warn
 from ..data.dataset import DatasetLike, Snapshot, snapshot
 from ..data.folder import Gone, Journal, erase_rows, made_table, place, read_jsonl
 from ..data.manifest import SPLITS
@@ -126,7 +126,13 @@ def predictions(
     rows = rows[rows.split == split].reset_index(drop=True)
     if rows.empty: raise DatasetError(f'{data.path} has no image in the {split} split.')
     if split != 'train': check_leaks(info, rows.assign(sha256=data.hashes(rows.path)), [split])
+    if unknown := sorted({*rows.label} - {*info.classes}): _warn_of_unknown(info, rows, unknown)
     return predictions_frame(rows, split_probabilities(data, info, split, rows.path), info.classes)
+
+def _warn_of_unknown(info: StageInfo, rows: pd.DataFrame, unknown: list[str]) -> None:
+    n, named = int(rows.label.isin(unknown).sum()), ', '.join(unknown[:5]) + ', …'*(len(unknown) > 5)
+    warn(f'Stage {info.stage!r} does not know {named}: it is wrong on {n} of the {len(rows)} {rows.split.iloc[0]} '
+         f'images whatever it says. `vegc train --start {info.stage}` lets its head grow, classes.csv merges classes.')
 
 # %% ../../nbs/71_predictions.ipynb #1ad27c6e
 def embeddings(

@@ -119,6 +119,37 @@ class GraphModel(torch.nn.Module):
             results[name] = op(*_decode(args, results), **{k: _decode(v, results) for k, v in kwargs.items()})
         return results[self.graph['output']], results.get(self.graph.get('outlier'))
 
+# %% ../../nbs/90_model_file.ipynb #bfa11ea8
+def _network_and_about(path: str | os.PathLike) -> tuple[GraphModel, dict]:
+    "What a model file holds. Raises `UsageError`."
+    try:
+        with safe_open(path, 'pt') as f:
+            meta = f.metadata() or {}
+            if 'graph' not in meta:
+                raise UsageError(f'{path} holds tensors but no vegc model; make one with `vegc export`.')
+            tensors = {k: f.get_tensor(k) for k in f.keys()}
+    except SafetensorError as e:
+        raise UsageError(f'{path} is no vegc model file ({e}); make one with `vegc export`.') from e
+    if (bad := no_numbers(tensors)) is not None:
+        raise UsageError(f'{path} holds values that are no numbers ({bad}); export a stage that was trained again.')
+    return GraphModel(json.loads(meta['graph']), tensors), json.loads(meta['about'])
+
+# %% ../../nbs/90_model_file.ipynb #7025f802
+@torch.inference_mode()
+def _check_copy(
+    path: Path,              # a model file
+    model: torch.nn.Module,  # what it was made from
+) -> None:
+    "Raise `VegcError` where the file and the network do not say the same."
+    copy, about = _network_and_about(path)
+    x = torch.rand(3, 3, *about['size'], generator=torch.Generator().manual_seed(0))
+    for noise in (x, x[:1]):
+        want, got = model.eval()(noise), copy(noise)[0]
+        want = want[0] if isinstance(want, tuple) else want
+        if torch.allclose(want, got, rtol=1e-3, atol=1e-3*float(want.abs().max().clamp(min=1))): continue
+        raise VegcError('The model file that was written does not say what the network says, so it was removed: '
+                        f'scores are {float((want - got).abs().max()):.2g} apart. Please report which body it is.')
+
 # %% ../../nbs/90_model_file.ipynb #3c95e2a0
 def _is_model_file(path: Path) -> bool:
     "Is this a file that `write_model_file` wrote?"
@@ -277,33 +308,7 @@ def load_model_file(
 ) -> Predictor:
     "Load an exported model; nothing is unpickled. Raises `UsageError` when it is not one."
     if not Path(path).is_file(): raise UsageError(f'There is no model file {path}; `vegc export` makes one.')
-    try:
-        with safe_open(path, 'pt') as f:
-            meta = f.metadata() or {}
-            if 'graph' not in meta:
-                raise UsageError(f'{path} holds tensors but no vegc model; make one with `vegc export`.')
-            tensors = {k: f.get_tensor(k) for k in f.keys()}
-        if (bad := no_numbers(tensors)) is not None:
-            raise UsageError(f'{path} holds values that are no numbers ({bad}); export a stage that was trained again.')
-        return Predictor(GraphModel(json.loads(meta['graph']), tensors), json.loads(meta['about']))
-    except SafetensorError as e:
-        raise UsageError(f'{path} is no vegc model file ({e}); make one with `vegc export`.') from e
-
-# %% ../../nbs/90_model_file.ipynb #7025f802
-@torch.inference_mode()
-def _check_copy(
-    path: Path,              # a model file
-    model: torch.nn.Module,  # what it was made from
-) -> None:
-    "Raise `VegcError` where the file and the network do not say the same."
-    copy = load_model_file(path)
-    x = torch.rand(3, 3, *copy.size, generator=torch.Generator().manual_seed(0))
-    for noise in (x, x[:1]):
-        want, got = model.eval()(noise), copy.model(noise)[0]
-        want = want[0] if isinstance(want, tuple) else want
-        if torch.allclose(want, got, rtol=1e-3, atol=1e-3*float(want.abs().max().clamp(min=1))): continue
-        raise VegcError('The model file that was written does not say what the network says, so it was removed: '
-                        f'scores are {float((want - got).abs().max()):.2g} apart. Please report which body it is.')
+    return Predictor(*_network_and_about(path))
 
 # %% ../../nbs/90_model_file.ipynb #abd3f3ba
 def predict(

@@ -194,7 +194,8 @@ class KeepBest(Callback):
         if quality(row) > quality(self.best): self.best, self.state = row, weights_of(self.model)
         if quality(row) < (-1., 0.): raise CancelFitException  # the weights are lost, and no epoch brings them back
 
-    def after_fit(self):
+    def check(self):
+        "Raise `DivergedError` where no epoch of this part gave a number; not in an event: fastai rewords its errors."
         mine = [quality(row) for row in self.log.history if row['part'] == self.log.part]
         if mine and max(mine) < (-1., 0.): raise DivergedError(self.log.part)
 
