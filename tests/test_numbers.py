@@ -1,6 +1,8 @@
 """Numbers that are numbers: training that runs away, weights that hold NaN, files that say what the network says."""
+import os
 import shutil
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -14,7 +16,7 @@ from torch import nn
 from vegc.acquire.add import add
 from vegc.cleaning.clean import clean
 from vegc.cleaning.issues import find_issues
-from vegc.core import DatasetError, UsageError, VegcError, VegcWarning, no_numbers
+from vegc.core import DatasetError, UsageError, VegcError, VegcWarning, if_writable, no_numbers
 from vegc.data.dataset import ImageDataset
 from vegc.data.manifest import SPLITS
 from vegc.evaluation.compare import compare
@@ -211,8 +213,11 @@ def test_what_empties_a_figure_is_said_where_it_is_read(staged, tmp_path, capsys
         assert len(stage_remarks(learn.info)) == n
 
 
-@pytest.mark.parametrize('sizes,said', [((189, 47, 8), 'Very few images in test'), ((20, 47, 30), 'More images in valid'),
-                                        ((70, 20, 10), ''), ((80, 20, 0), '')])
+LOPSIDED = {(189, 47, 8): 'Very few images in test', (20, 47, 30): 'More images in valid', (70, 20, 10): '',
+            (80, 20, 0): ''}
+
+
+@pytest.mark.parametrize('sizes,said', LOPSIDED.items(), ids=str)
 def test_lopsided_splits_are_said(sizes, said):
     items = pd.DataFrame(dict(label='a', split=np.repeat(SPLITS, sizes)))
     items.loc[::2, 'label'] = 'b'
@@ -234,3 +239,37 @@ def test_issues_where_every_class_is_under_ten(tmp_path):
     add(tiny.draw(tmp_path/'pictures', n=6), ds)
     issues = find_issues(ds)
     assert len(issues) == 18 and issues.label_score.notna().all()
+
+
+# --- a dataset that nobody may write to -------------------------------------------------------------------------
+
+def test_what_changes_a_dataset_is_refused_before_the_work(staged, tmp_path, monkeypatch):
+    "As the system says it; root may write anywhere, so the system's answer is given here."
+    ds = tiny.copy(staged, tmp_path)
+    before = tiny.contents(ds.path)
+    monkeypatch.setattr(os, 'access', lambda path, mode: not Path(path).is_relative_to(ds.path))
+    for ask in (lambda: train(ds, arch='small_cnn', size=32, epochs=(0, 1), stage='x'), lambda: report(ds, 'raw'),
+                lambda: clean(ds, undo=True), lambda: export(ds, 'raw', ds.path/'m.safetensors'),
+                lambda: add(tmp_path/'ds/images', ds)):
+        with pytest.raises(DatasetError, match='cannot be written to, so nothing was begun'): ask()
+    before |= {k: v for k, v in tiny.contents(ds.path).items() if k.startswith(('features/', 'predictions/'))}
+    assert tiny.contents(ds.path) == before
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason='root may write anywhere')
+def test_what_only_looks_works_where_nobody_may_write(staged, tmp_path):
+    ds = tiny.copy(staged, tmp_path)
+    want = predictions(ds, 'more')
+    shutil.rmtree(ds.path/'predictions')
+    for folder in [ds.path, *filter(Path.is_dir, ds.path.rglob('*'))]: folder.chmod(0o555)
+    try:
+        with pytest.warns(VegcWarning, match='cannot be written to.*is not kept'): again = predictions(ds, 'more')
+        assert again.equals(want)
+    finally:
+        for folder in [ds.path, *filter(Path.is_dir, ds.path.rglob('*'))]: folder.chmod(0o755)
+
+
+def test_only_a_refusal_of_the_system_is_passed_over(tmp_path):
+    with pytest.warns(VegcWarning, match='cannot be written to, so x is not kept'), if_writable(tmp_path/'x'):
+        raise PermissionError(13, 'Permission denied')
+    with pytest.raises(OSError), if_writable(tmp_path/'x'): raise OSError(28, 'No space left on device')

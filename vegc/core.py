@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['SUBJECTS', 'ON_CONFLICT', 'VegcError', 'UsageError', 'DatasetError', 'LockedError', 'DiskFullError',
-           'VegcWarning', 'warn', 'disk_full_is_clear', 'write_atomic', 'replacing', 'class_key',
-           'sha256_hex', 'file_sha256', 'utc_now', 'package_version', 'no_numbers', 'DatasetConfig',
-           'is_dataset', 'load_config', 'save_config', 'progress', 'reuse_memory', 'table_text']
+           'VegcWarning', 'warn', 'disk_full_is_clear', 'write_atomic', 'replacing', 'if_writable',
+           'check_writable', 'class_key', 'sha256_hex', 'file_sha256', 'utc_now', 'package_version',
+           'no_numbers', 'DatasetConfig', 'is_dataset', 'load_config', 'save_config', 'progress',
+           'reuse_memory', 'table_text']
 
 # %% ../nbs/00_core.ipynb #3d6f9fcd
 import contextlib
@@ -106,6 +107,30 @@ def replacing(
         os.replace(tmp, path)
     finally:
         tmp.unlink(missing_ok=True)
+
+# %% ../nbs/00_core.ipynb #23743e39
+_NOT_ALLOWED = (errno.EACCES, errno.EPERM, errno.EROFS)
+
+@contextlib.contextmanager
+def if_writable(
+    what: str | os.PathLike,  # the file, for the message
+):
+    "What is written in the block only saves time: where nobody may write it is left out, with a warning."
+    try: yield
+    except OSError as e:
+        if e.errno not in _NOT_ALLOWED: raise
+        where, name = Path(what).parent, Path(what).name
+        warn(f'{where} cannot be written to, so {name} is not kept: it is made again each time.', 4)
+
+def check_writable(
+    folder: str | os.PathLike,  # that is there, or will be made
+) -> None:
+    "Raise `DatasetError` where a folder, or the one that it will be made in, may not be written to."
+    at = Path(folder).absolute()
+    while not at.exists() and at != at.parent: at = at.parent
+    if os.access(at, os.W_OK): return
+    raise DatasetError(f'{at} cannot be written to, so nothing was begun. Allow writing there (chmod -R u+w), or work '
+                       'on a copy.')
 
 # %% ../nbs/00_core.ipynb #c17613dd
 def class_key(

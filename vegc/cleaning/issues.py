@@ -20,7 +20,7 @@ import torch
 # %% ../../nbs/62_issues.ipynb #3d3c9a52
 from .outliers import far_out, outlier_scores
 from .wrong_labels import judge_labels
-from ..core import DatasetError, UsageError, replacing, warn
+from ..core import DatasetError, UsageError, if_writable, replacing, warn
 from ..data.dataset import DatasetLike, Snapshot, snapshot
 from ..data.folder import Gone, erase_rows, place, read_table_of
 from ..features.pixels import pixel_batches
@@ -174,7 +174,7 @@ def find_issues(
     if len(x) != len(rows):
         raise UsageError(f'features has {len(x)} rows, but the dataset has {len(rows)} images (dataset.stored()).')
     res = _issues_of(data, rows, x, stage, pred_probs, label_scores)
-    with replacing(place(data.path, _FILE)) as tmp: res.to_parquet(tmp, index=False)
+    with if_writable(data.path/_FILE), replacing(place(data.path, _FILE)) as tmp: res.to_parquet(tmp, index=False)
     res.attrs['dataset'] = str(data.path)
     return res
 

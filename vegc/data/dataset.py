@@ -20,8 +20,8 @@ import filelock
 import pandas as pd
 from fastcore.basics import patch
 
-from ..core import (SUBJECTS, DatasetConfig, DatasetError, LockedError, UsageError, file_sha256, is_dataset,
-                       load_config, save_config, sha256_hex, warn, write_atomic)
+from ..core import (SUBJECTS, DatasetConfig, DatasetError, LockedError, UsageError, check_writable, file_sha256,
+                       is_dataset, load_config, save_config, sha256_hex, warn, write_atomic)
 from .decisions import read_decisions
 from .folder import Gone, Journal, place
 from .manifest import MANIFEST, SPLITS, legal_label, read_rows, write_manifest
@@ -361,6 +361,7 @@ for _name in ('stored', 'failures', 'items', 'hashes', 'fingerprint', 'current_c
 @contextmanager
 def lock(self: ImageDataset):
     "Keep other runs out. Raises `LockedError` at once when one is at work."
+    check_writable(self.path)
     lock = filelock.FileLock(place(self.path, '.lock'))
     try: lock.acquire(timeout=0)
     except filelock.Timeout:

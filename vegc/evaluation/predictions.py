@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from ..core import DatasetError, UsageError, progress, reuse_memory, utc_now, warn
+from ..core import DatasetError, UsageError, if_writable, progress, reuse_memory, utc_now, warn
 from ..data.dataset import DatasetLike, Snapshot, snapshot
 from ..data.folder import Gone, Journal, erase_rows, made_table, place, read_jsonl
 from ..data.manifest import SPLITS
@@ -150,6 +150,12 @@ def embeddings(
     return cached_features(data, info.arch, info.size, paths=rows.path[rows.split == split].tolist(), body=model[0])
 
 # %% ../../nbs/71_predictions.ipynb #5d57e945
+def _note_look(path: Path, stage: str) -> None:
+    path.parent.mkdir(exist_ok=True)
+    log = Journal(path)
+    log.add(dict(stage=stage, at=utc_now()))
+    log.close()
+
 def test_looks(
     dataset: DatasetLike,
     add: str | None=None,   # a stage that looks now
@@ -157,10 +163,7 @@ def test_looks(
     "How many times results on the test part were asked for. Raises `DatasetError`."
     path = place(dataset, 'predictions', 'test-looks.jsonl')
     if add is not None:
-        path.parent.mkdir(exist_ok=True)
-        log = Journal(path)
-        log.add(dict(stage=add, at=utc_now()))
-        log.close()
+        with if_writable(path): _note_look(path, add)
     return len(read_jsonl(path))
 
 # %% ../../nbs/71_predictions.ipynb #054caa19

@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from torch import nn
 
-from ..core import DatasetError, progress, replacing, reuse_memory
+from ..core import DatasetError, if_writable, progress, replacing, reuse_memory
 from ..data.dataset import DatasetLike, Snapshot, snapshot
 from ..data.folder import Gone, place, places
 from .backbones import bf16_helps, fold_batchnorm, image_body, weights_hash
@@ -83,7 +83,7 @@ def add(self: FeatureFile,
     "The same with more rows, written to disk."
     if not hashes: return self
     new = FeatureFile(self.path, self.hashes + hashes, np.concatenate([self.x, x]) if self.hashes else x)
-    new.write()
+    with if_writable(self.path): new.write()
     return new
 
 # %% ../../nbs/32_features.ipynb #7a6fe55e

@@ -19,7 +19,7 @@ from PIL import Image
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from ..core import UsageError, VegcError, no_numbers, replacing, reuse_memory
+from ..core import UsageError, VegcError, check_writable, no_numbers, replacing, reuse_memory
 from ..data.images import ImageProblem, load_rgb
 
 # %% ../../nbs/90_model_file.ipynb #a25759fa
@@ -166,6 +166,7 @@ def write_model_file(
     path = Path(path)
     if path.exists() and not _is_model_file(path):
         raise UsageError(f'{path} exists and is no vegc model; choose another name.')
+    check_writable(path.parent)
     graph, tensors = graph_of(model, tuple(about['size']))
     if (bad := no_numbers(tensors)) is not None:
         raise VegcError(f'The weights {bad} hold values that are no numbers, so {path} is not written; train again.')

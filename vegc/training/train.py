@@ -15,7 +15,7 @@ import numpy as np
 from fastai.learner import Learner
 from fastai.torch_core import set_seed
 
-from ..core import UsageError, sha256_hex
+from ..core import UsageError, check_writable, sha256_hex
 from ..data.dataset import DatasetLike, ImageDataset, Snapshot, snapshot
 from ..features.backbones import find_arch, grow_head, image_body, weights_hash
 from ..features.features import cached_features
@@ -179,6 +179,7 @@ def _checked(data: Snapshot, stage: str, recipe: Recipe, overwrite: bool) -> Non
     "Raise `UsageError` for what cannot be trained, before anything is done."
     if stage in stages(data) and not overwrite:
         raise UsageError(f'There is a stage {stage!r} already; choose another with --stage, or say --overwrite.')
+    check_writable(stage_file(data, stage))
     if recipe.start is None: find_arch(recipe.arch)
 
 # %% ../../nbs/56_train.ipynb #05a6a758
