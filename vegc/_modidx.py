@@ -348,7 +348,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'vegc.cleaning.clean._csv_rows': ('clean.html#_csv_rows', 'vegc/cleaning/clean.py'),
                                      'vegc.cleaning.clean._csv_text': ('clean.html#_csv_text', 'vegc/cleaning/clean.py'),
                                      'vegc.cleaning.clean._issues_for_rules': ('clean.html#_issues_for_rules', 'vegc/cleaning/clean.py'),
-                                     'vegc.cleaning.clean._new_class': ('clean.html#_new_class', 'vegc/cleaning/clean.py'),
                                      'vegc.cleaning.clean._rule': ('clean.html#_rule', 'vegc/cleaning/clean.py'),
                                      'vegc.cleaning.clean._stands': ('clean.html#_stands', 'vegc/cleaning/clean.py'),
                                      'vegc.cleaning.clean._step_of_last_call': ('clean.html#_step_of_last_call', 'vegc/cleaning/clean.py'),

@@ -110,14 +110,13 @@ def _check_known(session: Session, rows: list[dict]) -> None:
     "Raise `DatasetError` where decisions name an image or a class that does not exist."
     images = dict.fromkeys(r['path'] for r in rows if r['path'] not in session.images.index)
     classes = dict.fromkeys(r['label'] for r in rows if r['action'] == 'relabel' and r['label'] not in session.classes)
-    for what, bad, then in (('image', [*images], ''), ('class', [*classes], _new_class(session.data.path))):
+    for what, bad, then in (('image', [*images], ''), ('class', [*classes], _NEW_CLASS)):
         if not bad: continue
         more = f' (and {len(bad) - 1} more)' if len(bad) > 1 else ''
         raise DatasetError(f'{session.data.path} has no {what} {bad[0]!r}{more}, which a decision names; '
                            f'nothing was applied.{then}')
 
-def _new_class(root: Path) -> str:
-    return f' For a new class, add a row with that slug to {root/"classes.csv"} (columns slug,name) and try again.'
+_NEW_CLASS = ' For a new class, add a row with that slug to classes.csv there (columns slug,name) and try again.'
 
 # %% ../../nbs/65_clean.ipynb #89edbfb6
 def apply_rows(session: Session, rows: list[dict]) -> Applied:

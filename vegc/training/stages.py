@@ -52,6 +52,7 @@ class StageInfo:
     bf16: bool = False               # the unfrozen part was computed in bfloat16 on a CPU
     recipe: str = ''                 # hash of everything that decides the frozen part
     versions: dict[str, str] = field(default_factory=dict)
+    weights: str = ''                # sha256 of their file when it was written
     created: str = ''
     started: str = ''                # when the run that made it began, or went on
     schema: int = 1
@@ -173,7 +174,7 @@ def _values(kind: type, value: Any) -> bool:
 
 # %% ../../nbs/51_stages.ipynb #f6cc08d7
 _EPOCH = dict(part=str, epoch=int, train_loss=float, valid_loss=float, accuracy=float)
-_PLAIN = dict(arch=str, labels=str, seed=int, dataset=str, fingerprint=str, bf16=bool, recipe=str, created=str,
+_PLAIN = dict(arch=str, labels=str, seed=int, dataset=str, fingerprint=str, bf16=bool, recipe=str, weights=str, created=str,
               started=str, schema=int)
 
 def _epoch(row: Any) -> bool:
@@ -232,6 +233,7 @@ def save_stage(
                         'train again with a lower rate (lr=1e-4, --lr 1e-4).')
     info.stage, info.created = name, utc_now()
     with replacing(stage_file(dataset, name, 'weights.safetensors'), as_open=True) as tmp: save_file(state, tmp)
+    info.weights = file_sha256(stage_file(dataset, name, 'weights.safetensors'))
     write_atomic(stage_file(dataset, name, 'stage.json'), json.dumps(asdict(info), ensure_ascii=False, indent=1))
     stage_file(dataset, name, 'unfinished.pt').unlink(missing_ok=True)  # of the run that is now finished
     return stage_file(dataset, name)
@@ -271,10 +273,10 @@ def load_model(
 def weights_mark(
     dataset: DatasetLike,
     name: str,       # of a stage
-) -> str:            # 64 hexadecimal digits; empty where the file is gone
+) -> str:            # 64 hexadecimal digits; where the file is gone, those that it had when it was written
     "Names the bytes of a stage's weights."
     try: return file_sha256(stage_file(dataset, name, 'weights.safetensors'))
-    except FileNotFoundError: return ''
+    except FileNotFoundError: return stage_info(dataset, name).weights
 
 # %% ../../nbs/51_stages.ipynb #bcb5028e
 def write_checkpoint(
