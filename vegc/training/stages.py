@@ -174,8 +174,8 @@ def _values(kind: type, value: Any) -> bool:
 
 # %% ../../nbs/51_stages.ipynb #f6cc08d7
 _EPOCH = dict(part=str, epoch=int, train_loss=float, valid_loss=float, accuracy=float)
-_PLAIN = dict(arch=str, labels=str, seed=int, dataset=str, fingerprint=str, bf16=bool, recipe=str, weights=str, created=str,
-              started=str, schema=int)
+_PLAIN = dict(arch=str, labels=str, seed=int, dataset=str, fingerprint=str, bf16=bool, recipe=str, weights=str,
+              created=str, started=str, schema=int)
 
 def _epoch(row: Any) -> bool:
     "Whether this is a row of a history; what is no number is neither plotted nor printed."
