@@ -292,7 +292,7 @@ def test_a_table_of_predictions_that_holds_something_else_is_refused(spoil, copi
 
 def test_there_is_no_way_to_judge_without_splits(tmp_path):
     ds = noise(tmp_path/'noise', n=6)
-    ds.update(ds.images.assign(split=None), ['split'])
+    ds.update(ds.images.assign(split=None), ['split'], reassign=True)
     for ask in (compare_imbalance, baselines):
         with pytest.raises(DatasetError, match='has no splits yet'): ask(ds)
     assert ds.images.split.isna().all()

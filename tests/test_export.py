@@ -119,7 +119,7 @@ def test_files_from_before_still_load_and_a_damaged_temperature_does_not(dataset
 def test_without_a_valid_part_the_network_speaks_for_itself(dataset, tmp_path):
     import shutil
     ds = ImageDataset(shutil.copytree(dataset.path, tmp_path / 'set'))
-    ds.update(ds.images[ds.images.split == 'valid'].assign(split='none'), ['split'])
+    ds.update(ds.images[ds.images.split == 'valid'].assign(split='none'), ['split'], reassign=True)
     with pytest.warns(match='no outlier score: .*no (picture|image) in the valid split'):
         file = export(ds, 'sure', tmp_path / 'm.safetensors')
     model = load_model_file(file)

@@ -92,7 +92,7 @@ def whole(tmp_path_factory):
 def bare(whole, tmp_path_factory):
     "The same with stages and issues, but without splits."
     ds = tiny.copy(whole, tmp_path_factory.mktemp('bare'))
-    ds.update(ds.images.assign(split=pd.NA, duplicate_group=pd.NA), ['split', 'duplicate_group'])
+    ds.update(ds.images.assign(split=pd.NA, duplicate_group=pd.NA), ['split', 'duplicate_group'], reassign=True)
     return ds
 
 
@@ -182,12 +182,12 @@ def test_a_snapshot_stays_as_it_was_read(whole, tmp_path):
     labels = data.labels.copy()
     mine = data.images
     mine.loc[:, 'given_label'] = 'mine'
-    ds.update(ds.images.assign(split='train'), ['split'])
+    ds.update(ds.images.assign(split='train'), ['split'], reassign=True)
     assert data.labels.equals(labels) and set(data.images.split) == {'train', 'valid', 'test'}
     with pytest.raises(AttributeError): data.path = tmp_path
 
 
 def test_the_handle_shows_what_is_there_now(whole, tmp_path):
     ds = ImageDataset(tiny.copy(whole, tmp_path).path)
-    ds.update(ds.images.assign(split='train'), ['split'])
+    ds.update(ds.images.assign(split='train'), ['split'], reassign=True)
     assert set(ds.images.split) == {'train'}

@@ -150,7 +150,7 @@ def test_looking_at_test_is_counted_and_said(dataset):
 def test_valid_is_taken_and_named_where_test_is_small(dataset, tmp_path):
     ds = copy_of(dataset, tmp_path / 'set')
     test = ds.images[ds.images.split == 'test'].assign(split='none').iloc[:-9]
-    ds.update(test, ['split'])
+    ds.update(test, ['split'], reassign=True)
     looks, html = test_looks(ds), report(ds, 'raw').read_text('utf-8')
     text = text_of(html)
     assert 'valid images 95 % interval' in text and '9 test images are too few to say' in text

@@ -201,7 +201,7 @@ def test_only_what_failed_is_asked_again_and_splits_stay(tmp_path):
     with FaultServer() as server:
         lists = write_lists(tmp_path/'lists', a=[server.url(p) for p in ('/1', '/2', '/status/404', '/html')])
         ds = ingest(lists, tmp_path/'ds', subject='objects', allow_hosts='127.0.0.1').dataset
-        ds.update(ds.df.dropna(subset='path').assign(split='train'), ['split'])
+        ds.update(ds.df.dropna(subset='path').assign(split='train'), ['split'], reassign=True)
         assert ingest(lists, ds, allow_hosts='127.0.0.1', retry_failed=True).counts['requested'] == 2
         assert [server.asked[p] for p in ('/1', '/2', '/status/404', '/html')] == [1, 1, 2, 2]
         assert list(ds.df.split.fillna('')) == ['train', 'train', '', '']

@@ -162,7 +162,7 @@ def test_a_stage_remembers_what_the_one_before_was_trained_on(copy):
     first, second = stage_info(copy, 'raw'), stage_info(copy, 'second')
     assert set(first.trained_on) <= set(second.trained_on) and set(first.groups) <= set(second.groups)
     clean(copy, undo=True)
-    copy.update(copy.images[copy.images.path == path].assign(split='valid'), ['split'])
+    copy.update(copy.images[copy.images.path == path].assign(split='valid'), ['split'], reassign=True)
     with pytest.raises(LeakError, match="'second' was trained on 1 of the"): evaluate(copy, 'second', 'valid')
 
 

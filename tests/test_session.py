@@ -314,7 +314,7 @@ def test_a_step_of_clean_is_one_undo_and_its_own(ds, tmp_path):
 @pytest.mark.parametrize('text,said', [
     ('path,action\n"{p},exclude\n', 'never closed'), ('path,action\n{p},delete\n', 'Line 2 of'),
     ('path,do\n{p},keep\n', 'no column action'), ('', 'no column action, path'),
-    ('path,action,label\n{p},relabel,none\n', "no image or class 'none', which"),
+    ('path,action,label\n{p},relabel,none\n', "no class 'none', which"),
     ('path,action\n{p},keep\nx,keep\ny,keep\n', r"'x' \(and 1 more\), which")])
 def test_a_file_of_decisions_that_is_not_one_changes_nothing(ds, tmp_path, text, said):
     (tmp_path / 'd.csv').write_text(text.replace('{p}', next(p for p in ds.images.path if ',' not in p)), 'utf-8')

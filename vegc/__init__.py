@@ -13,6 +13,5 @@ def __getattr__(
     ) -> str: # the version, for `__version__`
     "Look up `__version__` in the installed metadata; any other name raises AttributeError."
     if name != '__version__': raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
-    from importlib.metadata import PackageNotFoundError, version
-    try: return version('vegc')
-    except PackageNotFoundError: return '0+not.installed'
+    from .core import package_version
+    return package_version()

@@ -4,14 +4,16 @@
 
 # %% auto #0
 __all__ = ['SUBJECTS', 'ON_CONFLICT', 'VegcError', 'UsageError', 'DatasetError', 'LockedError', 'DiskFullError',
-           'VegcWarning', 'warn', 'disk_full_is_clear', 'write_atomic', 'replacing', 'class_key',
-           'sha256_hex', 'utc_now', 'DatasetConfig', 'is_dataset', 'load_config', 'save_config', 'progress',
+           'VegcWarning', 'warn', 'disk_full_is_clear', 'write_atomic', 'replacing', 'if_writable',
+           'check_writable', 'class_key', 'sha256_hex', 'file_sha256', 'utc_now', 'package_version',
+           'no_numbers', 'DatasetConfig', 'is_dataset', 'load_config', 'save_config', 'progress',
            'reuse_memory', 'table_text']
 
 # %% ../nbs/00_core.ipynb #3d6f9fcd
 import contextlib
 import ctypes
 import errno
+import functools
 import hashlib
 import os
 import sys
@@ -106,6 +108,30 @@ def replacing(
     finally:
         tmp.unlink(missing_ok=True)
 
+# %% ../nbs/00_core.ipynb #23743e39
+_NOT_ALLOWED = (errno.EACCES, errno.EPERM, errno.EROFS)
+
+@contextlib.contextmanager
+def if_writable(
+    what: str | os.PathLike,  # the file, for the message
+):
+    "What is written in the block only saves time: where nobody may write it is left out, with a warning."
+    try: yield
+    except OSError as e:
+        if e.errno not in _NOT_ALLOWED: raise
+        where, name = Path(what).parent, Path(what).name
+        warn(f'{where} cannot be written to, so {name} is not kept: it is made again each time.', 4)
+
+def check_writable(
+    folder: str | os.PathLike,  # that is there, or will be made
+) -> None:
+    "Raise `DatasetError` where a folder, or the one that it will be made in, may not be written to."
+    at = Path(folder).absolute()
+    while not at.exists() and at != at.parent: at = at.parent
+    if os.access(at, os.W_OK): return
+    raise DatasetError(f'{at} cannot be written to, so nothing was begun. Allow writing there (chmod -R u+w), or work '
+                       'on a copy.')
+
 # %% ../nbs/00_core.ipynb #c17613dd
 def class_key(
     name: str,  # a class as written by a person or a file system
@@ -119,10 +145,41 @@ def sha256_hex(
     "The SHA-256 of some bytes."
     return hashlib.sha256(data).hexdigest()
 
+# %% ../nbs/00_core.ipynb #b1a0815d
+def file_sha256(
+    path: str | os.PathLike,
+) -> str:  # 64 hexadecimal digits
+    "The SHA-256 of a file as it lies there. Raises `FileNotFoundError`."
+    found = os.stat(path)
+    return _hash_of_file(os.fspath(path), found.st_size, found.st_mtime_ns, found.st_ino)
+
+@functools.lru_cache(maxsize=200_000)
+def _hash_of_file(path: str, *as_found: int) -> str:
+    with open(path, 'rb') as f: return hashlib.file_digest(f, 'sha256').hexdigest()
+
 # %% ../nbs/00_core.ipynb #bea82fc3
 def utc_now() -> str:
     "The time in UTC to the second, as ISO 8601 with a Z."
     return datetime.now(UTC).strftime('%Y-%m-%dT%H:%M:%SZ')
+
+# %% ../nbs/00_core.ipynb #7f2f79fc
+def package_version(
+    name: str='vegc',  # of a package
+) -> str:              # such as 0.1.0; 0+not.installed for one that is only on the path
+    "Which version is installed. Never fails: what is noted beside a result must not lose the result."
+    from importlib.metadata import PackageNotFoundError, version
+    try: return version(name)
+    except PackageNotFoundError: return '0+not.installed'
+
+# %% ../nbs/00_core.ipynb #4bf62e94
+def no_numbers(
+    tensors: dict[str, Any],  # of torch, by name
+) -> str | None:              # None: all of them are numbers
+    "The name of the first tensor that holds NaN or infinite values and is no mask."
+    def bad(t: Any) -> bool:
+        if not t.is_floating_point() or (finite := t.isfinite()).all(): return False
+        return bool((t[~finite] != float('-inf')).any() or (t[finite] != 0).any())
+    return next((name for name, t in tensors.items() if bad(t)), None)
 
 # %% ../nbs/00_core.ipynb #1326b039
 SUBJECTS = ('people', 'objects', 'species', 'characters', 'places', 'other')

@@ -14,7 +14,6 @@ import binascii
 import contextlib
 import email.utils
 import functools
-import importlib.metadata
 import ipaddress
 import random
 import re
@@ -37,7 +36,7 @@ from yarl import URL
 
 from .permission import (ROBOTS_BYTES, ROBOTS_HOPS, HostRules, opted_out, parse_tdmrep, rules_from_answer,
                                      rules_unread)
-from ..core import UsageError, utc_now
+from ..core import UsageError, package_version, utc_now
 
 # %% ../../nbs/22_fetch.ipynb #4de2f9b4
 @dataclass(frozen=True)
@@ -65,8 +64,7 @@ class FetchOptions:
 @functools.cache
 def tool() -> str:  # such as vegc/0.1.0
     "This program and its version, for the user agent and the manifest."
-    try: return f'vegc/{importlib.metadata.version("vegc")}'
-    except importlib.metadata.PackageNotFoundError: return 'vegc'
+    return f'vegc/{package_version()}'
 
 # %% ../../nbs/22_fetch.ipynb #2201c001
 @patch(as_prop=True)

@@ -108,12 +108,15 @@ def _stands(row: dict, standing: dict[str, dict]) -> bool:
 # %% ../../nbs/65_clean.ipynb #32c5b78b
 def _check_known(session: Session, rows: list[dict]) -> None:
     "Raise `DatasetError` where decisions name an image or a class that does not exist."
-    bad = [r['path'] for r in rows if r['path'] not in session.images.index]
-    bad += [r['label'] for r in rows if r['action'] == 'relabel' and r['label'] not in session.classes]
-    if not bad: return
-    more = f' (and {len(bad) - 1} more)' if len(bad) > 1 else ''
-    raise DatasetError(f'{session.data.path} has no image or class {bad[0]!r}{more}, which a decision names; '
-                       'nothing was applied.')
+    images = dict.fromkeys(r['path'] for r in rows if r['path'] not in session.images.index)
+    classes = dict.fromkeys(r['label'] for r in rows if r['action'] == 'relabel' and r['label'] not in session.classes)
+    for what, bad, then in (('image', [*images], ''), ('class', [*classes], _NEW_CLASS)):
+        if not bad: continue
+        more = f' (and {len(bad) - 1} more)' if len(bad) > 1 else ''
+        raise DatasetError(f'{session.data.path} has no {what} {bad[0]!r}{more}, which a decision names; '
+                           f'nothing was applied.{then}')
+
+_NEW_CLASS = ' For a new class, add a row with that slug to classes.csv there (columns slug,name) and try again.'
 
 # %% ../../nbs/65_clean.ipynb #89edbfb6
 def apply_rows(session: Session, rows: list[dict]) -> Applied:
@@ -127,6 +130,7 @@ def apply_rows(session: Session, rows: list[dict]) -> Applied:
 # %% ../../nbs/65_clean.ipynb #92ab8f18
 def apply_rules(session: Session, issues: pd.DataFrame, confidence: float) -> Applied:
     "Decide by rule on what nobody has decided on."
+    issues = session.data.with_splits(issues)  # they may have been found under other splits
     standing, rows = session.standing(), rule_decisions(issues, confidence)
     new = [r | dict(who='rule') for r in rows if r['path'] not in standing]
     return Applied(apply_rows(session, new).lines, left_alone(issues, rows, standing))

@@ -20,7 +20,7 @@ import torch
 # %% ../../nbs/62_issues.ipynb #3d3c9a52
 from .outliers import far_out, outlier_scores
 from .wrong_labels import judge_labels
-from ..core import DatasetError, UsageError, replacing, warn
+from ..core import DatasetError, UsageError, if_writable, replacing, warn
 from ..data.dataset import DatasetLike, Snapshot, snapshot
 from ..data.folder import Gone, erase_rows, place, read_table_of
 from ..features.pixels import pixel_batches
@@ -175,7 +175,7 @@ def find_issues(
     if len(x) != len(rows):
         raise UsageError(f'features has {len(x)} rows, but the dataset has {len(rows)} images (dataset.stored()).')
     res = _issues_of(data, rows, x, stage, pred_probs, label_scores)
-    with replacing(place(data.path, _FILE)) as tmp: res.to_parquet(tmp, index=False)
+    with if_writable(data.path/_FILE), replacing(place(data.path, _FILE)) as tmp: res.to_parquet(tmp, index=False)
     res.attrs['dataset'] = str(data.path)
     return res
 
@@ -207,13 +207,13 @@ def _is_number(column: pd.Series) -> bool: return pd.api.types.is_numeric_dtype(
 def saved_issues(
     dataset: DatasetLike,
 ) -> pd.DataFrame | None:  # ISSUE_COLUMNS, sorted by rank
-    "The table of the last `find_issues`, or None. Raises `DatasetError` where it is none of ours."
+    "The table of the last `find_issues` with the splits of today, or None. Raises `DatasetError` where it is not ours."
     data = snapshot(dataset)
     table = read_table_of(data.path, _FILE, ISSUE_COLUMNS)
     if table is None: return None
     wrong = [c for c in ISSUE_COLUMNS if _is_number(table[c]) != (c in _NUMBERS)]
     if wrong: raise DatasetError(f'In {data.path/_FILE}, {wrong[0]} is of another type; find-issues makes it again.')
-    table = table[table.path.isin(data.rows.path)].reset_index(drop=True)
+    table = data.with_splits(table[table.path.isin(data.rows.path)]).reset_index(drop=True)
     table.attrs['dataset'] = str(data.path)  # so that a cleaner can be opened on the table alone
     return table
 

@@ -12,7 +12,6 @@ import json
 import os
 import shlex
 from dataclasses import dataclass
-from importlib import metadata
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ from markupsafe import Markup
 
 from .reasons import percent, reason
 from .session import Session
-from ..core import UsageError, sha256_hex, write_atomic
+from ..core import UsageError, package_version, sha256_hex, write_atomic
 from ..data.dataset import DatasetLike
 from ..data.folder import Gone, places
 from ..data.images import thumbnail
@@ -101,7 +100,7 @@ def page_html(session: Session, cards: list[Card], pixels: bool) -> str:
     env = Environment(autoescape=True, trim_blocks=True)
     env.filters['num'] = lambda n: f'{n:,}'
     return env.from_string(template).render(
-        version=metadata.version('vegc'), name=config.name, slug=slug, folder=shlex.quote(session.data.path.name),
+        version=package_version(), name=config.name, slug=slug, folder=shlex.quote(session.data.path.name),
         people=config.subject == 'people', pixels=pixels, cards=cards, total=len(session.items),
         labels=_class_counts(session, cards), facts=_facts(session, cards, slug), script=Markup(script),
         script_hash=_script_hash(script))

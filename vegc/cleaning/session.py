@@ -32,6 +32,7 @@ def review_items(
     if order is None:
         raise UsageError(f'There is no list of issues yet; find_issues(ImageDataset({str(data.path)!r})) '
                          'or `vegc find-issues` makes one.')
+    order = data.with_splits(order)
     shown = order.path.isin(data.stored(excluded=True).path)
     if not test: shown &= (order.split != 'test').fillna(True).astype(bool)
     return order[shown].drop_duplicates('path').reset_index(drop=True)

@@ -9,6 +9,7 @@ __all__ = ['DatasetLike', 'read_classes', 'class_map', 'Snapshot', 'no_splits', 
 # %% ../../nbs/14_dataset.ipynb #960057ba
 import os
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,8 +20,8 @@ import filelock
 import pandas as pd
 from fastcore.basics import patch
 
-from ..core import (SUBJECTS, DatasetConfig, DatasetError, LockedError, UsageError, is_dataset, load_config,
-                       save_config, sha256_hex, warn, write_atomic)
+from ..core import (SUBJECTS, DatasetConfig, DatasetError, LockedError, UsageError, check_writable, file_sha256,
+                       is_dataset, load_config, save_config, sha256_hex, warn, write_atomic)
 from .decisions import read_decisions
 from .folder import Gone, Journal, place
 from .manifest import MANIFEST, SPLITS, legal_label, read_rows, write_manifest
@@ -187,6 +188,20 @@ def stored(self: Snapshot,
 
 # %% ../../nbs/14_dataset.ipynb #fa74b44f
 @patch(as_prop=True)
+def apart(self: Snapshot) -> pd.DataFrame:
+    "Stored images that have a split and are not in use, as `images`: held for review, or left out by a policy."
+    df = self.rows
+    return _per_file(df[df.path.notna() & df.split.notna() & ~df.path.isin(self.images.path)])
+
+@patch
+def with_splits(self: Snapshot,
+    table: pd.DataFrame,  # path, and more; of images
+) -> pd.DataFrame:        # split is that of this moment
+    "A table that was made earlier, perhaps under splits of then."
+    now = self.rows.dropna(subset='path').drop_duplicates('path').set_index('path').split
+    return table.assign(split=table.path.map(now).astype('string'))
+
+@patch(as_prop=True)
 def labels(self: Snapshot) -> pd.DataFrame:
     "The current labels: path, label, split, is_valid; excluded images are not there."
     res = self.stored()
@@ -204,6 +219,26 @@ def fingerprint(self: Snapshot) -> str:  # 16 hexadecimal digits
     "Names the set of stored images and their given labels, whatever their splits and decisions."
     im = self.images
     return sha256_hex('\n'.join(sorted(im.sha256 + ' ' + im.given_label)).encode())[:16]
+
+# %% ../../nbs/14_dataset.ipynb #f6501045
+@patch
+def hashes(self: Snapshot,
+    paths: Sequence[str],  # of stored images, relative to the dataset
+) -> list[str]:            # sha256
+    "Hashes of images as they lie there; that of the manifest where a file is gone. Warns where the two differ."
+    known = self.rows.dropna(subset='path').drop_duplicates('path').set_index('path').sha256.fillna('')
+    def found(path: str) -> str:
+        try: return file_sha256(self.file(path))
+        except OSError: return known[path]
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool: res = list(pool.map(found, paths))
+    other = [p for p, h in zip(paths, res, strict=True) if known[p] not in ('', h)]
+    if other: _warn_of_other_bytes(self.path, other)
+    return res
+
+def _warn_of_other_bytes(root: Path, paths: list[str]) -> None:
+    more = f' and {len(paths) - 1} more' if len(paths) > 1 else ''
+    warn(f'{root/paths[0]}{more} was changed since it was stored: figures are of the bytes that are there now. '
+         'Put the old file back, or delete the file and run the same ingest or add again.', stacklevel=4)
 
 # %% ../../nbs/14_dataset.ipynb #14b37e3d
 @patch
@@ -318,7 +353,7 @@ def _method_as_now(name: str) -> Callable:
     method.__doc__ = getattr(Snapshot, name).__doc__
     return method
 
-for _name in ('stored', 'failures', 'items', 'fingerprint', 'current_class', 'file'):
+for _name in ('stored', 'failures', 'items', 'hashes', 'fingerprint', 'current_class', 'file'):
     setattr(ImageDataset, _name, _method_as_now(_name))
 
 # %% ../../nbs/14_dataset.ipynb #f3ad59c6
@@ -326,6 +361,7 @@ for _name in ('stored', 'failures', 'items', 'fingerprint', 'current_class', 'fi
 @contextmanager
 def lock(self: ImageDataset):
     "Keep other runs out. Raises `LockedError` at once when one is at work."
+    check_writable(self.path)
     lock = filelock.FileLock(place(self.path, '.lock'))
     try: lock.acquire(timeout=0)
     except filelock.Timeout:
@@ -386,13 +422,15 @@ def run(self: ImageDataset) -> Iterator[Run]:
 def update(self: ImageDataset,
     frame: pd.DataFrame,  # has `path` and the columns to set
     columns: list[str],   # columns of the manifest
+    *,
+    reassign: bool=False, # stored splits may change
 ) -> None:
-    "Set columns of all rows with these paths and write the manifest and `labels.csv`. Raises `LockedError`."
+    "Set columns of all rows with these paths, write manifest and `labels.csv`. Raises `LockedError`, `DatasetError`."
     with self.lock():
         df, new = self.table(), frame.set_index('path')
         hit = df.path.isin(new.index).fillna(False)
         for c in columns: df.loc[hit, c] = df.path[hit].map(new[c]).astype(MANIFEST[c])
-        write_manifest(place(self.path, 'manifest.parquet'), df)
+        write_manifest(place(self.path, 'manifest.parquet'), df, reassign=reassign)
         place(self.path, 'journal.jsonl').unlink(missing_ok=True)
     self.write_labels()
 

@@ -18,7 +18,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ..core import DatasetError, disk_full_is_clear, replacing, sha256_hex
+from ..core import DatasetError, disk_full_is_clear, if_writable, replacing, sha256_hex
 
 # %% ../../nbs/11_folder.ipynb #82403bd9
 def place(
@@ -123,7 +123,7 @@ def made_table(
     res = make()
     table = pa.Table.from_pandas(res, preserve_index=False)
     table = table.replace_schema_metadata({b'vegc': key, **(table.schema.metadata or {})})
-    with disk_full_is_clear(path), replacing(path) as tmp: pq.write_table(table, tmp)
+    with if_writable(path), disk_full_is_clear(path), replacing(path) as tmp: pq.write_table(table, tmp)
     return res
 
 # %% ../../nbs/11_folder.ipynb #9be0aeca
@@ -168,6 +168,7 @@ class Gone:
     hashes: frozenset[str] = frozenset()  # sha256 of their stored bytes
     paths: frozenset[str] = frozenset()   # relative to the dataset
     urls: frozenset[str] = frozenset()
+    lying: frozenset[str] = frozenset()   # sha256 of what lies at the paths, where that is something else by now
 
 # %% ../../nbs/11_folder.ipynb #b2263edc
 def erase_rows(

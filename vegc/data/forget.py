@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from ..core import DatasetError, UsageError
+from ..core import DatasetError, UsageError, file_sha256
 from .dataset import ImageDataset
-from .folder import Gone
+from .folder import Gone, place
 from .optout import OptOut, keep_out, read_optout
 
 # %% ../../nbs/16_forget.ipynb #d4197939
@@ -157,7 +157,9 @@ def _remove(root: Path, rows: pd.DataFrame) -> Forgotten:
     "Note what stays out, then have the images of these rows removed, and what was derived from them."
     named = {v for c in ('url', 'sha256', 'sha256_fetched') for v in rows[c].dropna()}
     keep_out(root, named, secrets.token_hex(32))
-    gone = Gone(*(frozenset(rows[c].dropna()) for c in ('sha256', 'path', 'url')))
+    paths = frozenset(rows.path.dropna())
+    as_they_lie = {file_sha256(file) for path in paths if (file := place(root, path)).is_file()}
+    gone = Gone(frozenset(rows.sha256.dropna()), paths, frozenset(rows.url.dropna()), frozenset(as_they_lie))
     changed = erase_everywhere(root, gone)
     removed = sorted(p.relative_to(root).as_posix() for p in changed if not p.exists())
     return Forgotten(len(rows), removed, stages_trained_on(root, gone))

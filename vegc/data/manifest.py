@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SPLITS', 'STATUSES', 'MANIFEST', 'MANIFEST_COLUMNS', 'manifest_frame', 'legal_label', 'checked_rows',
-           'write_manifest', 'read_manifest', 'read_row_journal', 'read_rows']
+           'write_manifest', 'read_manifest', 'splits_of_images', 'read_row_journal', 'read_rows']
 
 # %% ../../nbs/12_manifest.ipynb #b65cd6ba
 import os
@@ -104,8 +104,11 @@ def _schema(columns: list[str]) -> pa.Schema:
 def write_manifest(
     path: str | os.PathLike,  # manifest.parquet
     df: pd.DataFrame,
+    *,
+    reassign: bool=False,     # stored splits may change
 ) -> None:
-    "Write the table in one step, with a checksum on every page. Raises `DiskFullError`."
+    "Write the table in one step, with a checksum on every page. Raises `DiskFullError`, `DatasetError`."
+    if not reassign: _check_splits_stay(Path(path), df)
     schema = _schema(MANIFEST_COLUMNS)
     with disk_full_is_clear(path), replacing(path) as tmp:
         with pq.ParquetWriter(tmp, schema, compression='zstd', write_page_checksum=True) as out:
@@ -132,6 +135,42 @@ def read_manifest(
                            'ingest again: '
                            'images that are already stored are kept.') from e
     return checked_rows(manifest_frame(_pandas(table), columns), Path(path))
+
+# %% ../../nbs/12_manifest.ipynb #98c2e2e3
+_DEALT = ['path', 'sha256', 'split', 'duplicate_group']
+
+def splits_of_images(
+    df: pd.DataFrame,  # rows of a manifest
+) -> pd.DataFrame:     # path, sha256, split, duplicate_group: a row for each stored image that has a split
+    "What is stored of images, whichever of their rows says it."
+    if not {'path', 'split'} <= {*df.columns}: return pd.DataFrame(columns=_DEALT, dtype='string')
+    dealt = df.reindex(columns=_DEALT).dropna(subset=['path', 'split'])
+    return dealt.drop_duplicates('path').assign(sha256=lambda t: t.sha256.fillna(t.path))
+
+# %% ../../nbs/12_manifest.ipynb #3bfeca65
+def _with_splits(df: pd.DataFrame, stored: pd.DataFrame) -> pd.DataFrame:
+    "The same rows, those of one image with one split: the stored one, else that of its bytes."
+    dealt = splits_of_images(df)
+    if dealt.empty: return df
+    fresh, known = dealt[~dealt.path.isin(stored.path)], pd.concat([stored, dealt]).drop_duplicates('sha256')
+    of_bytes = fresh[['path', 'sha256']].merge(known.drop(columns='path'), on='sha256')
+    named = pd.concat([stored, of_bytes]).set_index('path')
+    hit = df.path.isin(named.index).to_numpy(bool)
+    for c in df.columns.intersection(_DEALT[2:]): df[c] = df[c].mask(hit, df.path.map(named[c])).astype(_TEXT)
+    return df
+
+# %% ../../nbs/12_manifest.ipynb #3a817cae
+def _check_splits_stay(path: Path, df: pd.DataFrame) -> None:
+    "Raise `DatasetError` where a stored image would get another split, or lose it."
+    stored = splits_of_images(read_manifest(path, _DEALT)).set_index('path').split
+    rows = df[['path', 'split']].dropna(subset='path').drop_duplicates()
+    was = rows.path.map(stored)
+    moved = rows[was.notna() & (was != rows.split.fillna(''))]
+    if moved.empty: return
+    name, new = moved.path.iloc[0], moved.split.iloc[0]
+    raise DatasetError(f'{name} is in the {stored[name]} split and would get {"none" if pd.isna(new) else new} '
+                       f'({len(moved)} images in all), so {path} stays as it was. Another run may have dealt '
+                       'meanwhile: try again. To deal all splits anew, say reassign (vegc split --reassign).')
 
 # %% ../../nbs/12_manifest.ipynb #2e7a42f9
 _KEY = re.compile(rb'\{"key": "([^"\\]+)", ')
@@ -207,9 +246,12 @@ def read_rows(
     last: pd.Series | None=None,     # keys: their rows stand in this order, after all others
 ) -> pd.DataFrame:
     "The manifest as it is now, the journal of a killed run over it. Raises `DatasetError`."
-    columns = columns and list(dict.fromkeys(['key', *columns]))
+    of_images = _DEALT if columns and not set(_DEALT[2:]).isdisjoint(columns) else []
+    columns = columns and list(dict.fromkeys(['key', *columns, *of_images]))
     new = read_row_journal(place(root, 'journal.jsonl'), columns, last)
-    df = _overlay(read_manifest(place(root, 'manifest.parquet'), columns), new)
+    df = read_manifest(place(root, 'manifest.parquet'), columns)
+    stored = splits_of_images(df)
+    df = _with_splits(_overlay(df, new), stored)
     if last is None: return df
     where = pd.Index(last).get_indexer(df.key)
     if where.tolist() == sorted(where): return df

@@ -19,7 +19,7 @@ from ..data.images import ImageProblem
 from .crossval import small_headline
 from .metrics import Metrics, best_temperature, metrics_of, probabilities_of
 from .predictions import predictions, predictions_frame, test_looks
-from ..training.stages import LeakError
+from ..training.stages import LeakError, split_remarks, stage_info, stage_remarks
 
 # %% ../../nbs/73_evaluate.ipynb #401ddfb6
 def stage_temperature(
@@ -45,6 +45,7 @@ def evaluate(
     table = predictions(data, stage, split, labels=labels)
     temperature = stage_temperature(data, stage) if split == 'test' else None
     m = metrics_of(table, stage=stage, split=split, groups=data.superclasses, temperature=temperature)
+    m.remarks = [*split_remarks(data.items(labels)), *stage_remarks(stage_info(data, stage))]
     m.looks = test_looks(data, stage if split == 'test' else None)
     m.cross_validated = small_headline(data, stage, labels=labels)
     return m

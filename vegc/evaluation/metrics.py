@@ -346,6 +346,7 @@ class Metrics:
     counts: np.ndarray                            # confusion matrix [c, c], rows true
     classes: list[str]
     looks: int = 0                                # at the test part, this one included
+    remarks: list[str] = field(default_factory=list)  # what makes the figures empty, a sentence each
     temperature: float = 1.                       # that was used for calibration_error_scaled
     per_group: pd.DataFrame | None = None         # superclass, n, accuracy, low, high, inside, enough
     cross_validated: 'Metrics | None' = None      # of the frozen part, where images are few
@@ -393,7 +394,7 @@ def to_dict(self: Metrics) -> dict:
     if self.cross_validated is not None: res['cross_validated'] = self.cross_validated.brief()
     tables = dict(per_class=self.per_class, per_group=self.per_group, unsure=self.unsure, calibration=self.calibration)
     rows = {k: [] if t is None else t.to_dict('records') for k, t in tables.items()}
-    return res | dict(temperature=self.temperature, test_looks=self.looks) | rows
+    return res | dict(temperature=self.temperature, test_looks=self.looks, remarks=self.remarks) | rows
 
 @patch
 def brief(self: Metrics) -> dict:
@@ -448,7 +449,7 @@ def __str__(self: Metrics) -> str:
     looks = f'Test was looked at {how_often(self.looks)}.' if self.split == 'test' and self.looks else ''
     remarks = ' '.join(filter(None, [self.chance_text(), looks, self.few_text(), self.unsure_text()]))
     table = f'{self.stage} on {self.n} {self.split} images, 95 % intervals\n\n{table_text(rows)}'
-    return '\n\n'.join(filter(None, [self.cross_validated_text(), table, remarks]))
+    return '\n\n'.join(filter(None, [self.cross_validated_text(), ' '.join(self.remarks), table, remarks]))
 
 # %% ../../nbs/70_metrics.ipynb #3bbf7afd
 def calibration_interval(

@@ -16,14 +16,14 @@ import numpy as np
 import pandas as pd
 import torch
 
-from ..core import DatasetError, UsageError, progress, reuse_memory, utc_now
+from ..core import DatasetError, UsageError, if_writable, progress, reuse_memory, utc_now, warn
 from ..data.dataset import DatasetLike, Snapshot, snapshot
 from ..data.folder import Gone, Journal, erase_rows, made_table, place, read_jsonl
 from ..data.manifest import SPLITS
 from ..features.backbones import fold_batchnorm
 from ..features.features import best_device, cached_features
 from ..features.pixels import pixel_batches
-from ..training.stages import StageInfo, check_leaks, load_model, stage_info
+from ..training.stages import StageInfo, check_leaks, load_model, stage_info, weights_mark
 
 # %% ../../nbs/71_predictions.ipynb #16a7ae0f
 @reuse_memory()
@@ -34,14 +34,17 @@ def probabilities(
     size: tuple[int, int],                    # height, width
     bs: int=32,                               # images a batch
 ) -> np.ndarray:                              # float32 [n, classes]
-    "Class probabilities of images, in order. Raises `ImageProblem`."
+    "Class probabilities of images, in order. Raises `ImageProblem`, `DatasetError` where they are no numbers."
     device, out = best_device(), []
     model = fold_batchnorm(model, size).to(device, memory_format=torch.channels_last)
     with progress(total=len(paths), desc='predictions', unit='img') as bar:
         for x in pixel_batches(paths, size, bs, device=device):
             out.append(model(x).softmax(1))
             bar.update(len(x))
-    return torch.cat(out).cpu().numpy() if out else np.zeros((0, 0), np.float32)
+    p = torch.cat(out).cpu().numpy() if out else np.zeros((0, 0), np.float32)
+    if np.isfinite(p).all(): return p
+    raise DatasetError(f'The model says nothing of {int((~np.isfinite(p).all(1)).sum())} of {len(p)} images: its '
+                       'scores are no numbers. Train it again, with a lower rate.')
 
 # %% ../../nbs/71_predictions.ipynb #4d3d0bba
 PREDICTION_COLUMNS = ['path', 'split', 'label', 'given_label', 'predicted_label', 'probability', 'loss']
@@ -98,11 +101,12 @@ def split_probabilities(
     "What a stage says of images of a split. It is run over all of the split, those left out by a decision too."
     rows = data.items('given')
     rows = rows[rows.split == split].reset_index(drop=True)
+    rows = rows.assign(sha256=data.hashes(rows.path))
     def run() -> pd.DataFrame:
         files = [data.file(path) for path in rows.path]
         model, _ = load_model(data, info.stage)
         return predictions_frame(rows, probabilities(model, files, info.size), info.classes)
-    made_of = [asdict(info), rows[['path', 'sha256', 'given_label']].to_csv()]
+    made_of = [asdict(info), weights_mark(data, info.stage), rows[['path', 'sha256', 'given_label']].to_csv()]
     return kept_probabilities(data, f'{info.stage}-{split}', made_of, paths, info.classes, run)
 
 # %% ../../nbs/71_predictions.ipynb #c72021d6
@@ -120,9 +124,15 @@ def predictions(
     data = snapshot(dataset, trust)
     info, rows = stage_info(data, stage), data.items(labels)
     rows = rows[rows.split == split].reset_index(drop=True)
-    if split != 'train': check_leaks(info, rows, [split])
     if rows.empty: raise DatasetError(f'{data.path} has no image in the {split} split.')
+    if split != 'train': check_leaks(info, rows.assign(sha256=data.hashes(rows.path)), [split])
+    if unknown := sorted({*rows.label} - {*info.classes}): _warn_of_unknown(info, rows, unknown)
     return predictions_frame(rows, split_probabilities(data, info, split, rows.path), info.classes)
+
+def _warn_of_unknown(info: StageInfo, rows: pd.DataFrame, unknown: list[str]) -> None:
+    n, named = int(rows.label.isin(unknown).sum()), ', '.join(unknown[:5]) + ', …'*(len(unknown) > 5)
+    warn(f'Stage {info.stage!r} does not know {named}: it is wrong on {n} of the {len(rows)} {rows.split.iloc[0]} '
+         f'images whatever it says. `vegc train --start {info.stage}` lets its head grow, classes.csv merges classes.')
 
 # %% ../../nbs/71_predictions.ipynb #1ad27c6e
 def embeddings(
@@ -140,6 +150,12 @@ def embeddings(
     return cached_features(data, info.arch, info.size, paths=rows.path[rows.split == split].tolist(), body=model[0])
 
 # %% ../../nbs/71_predictions.ipynb #5d57e945
+def _note_look(path: Path, stage: str) -> None:
+    path.parent.mkdir(exist_ok=True)
+    log = Journal(path)
+    log.add(dict(stage=stage, at=utc_now()))
+    log.close()
+
 def test_looks(
     dataset: DatasetLike,
     add: str | None=None,   # a stage that looks now
@@ -147,10 +163,7 @@ def test_looks(
     "How many times results on the test part were asked for. Raises `DatasetError`."
     path = place(dataset, 'predictions', 'test-looks.jsonl')
     if add is not None:
-        path.parent.mkdir(exist_ok=True)
-        log = Journal(path)
-        log.add(dict(stage=add, at=utc_now()))
-        log.close()
+        with if_writable(path): _note_look(path, add)
     return len(read_jsonl(path))
 
 # %% ../../nbs/71_predictions.ipynb #054caa19

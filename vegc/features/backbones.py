@@ -6,7 +6,7 @@
 __all__ = ['IMAGENET_MEAN', 'IMAGENET_STD', 'UNSCALED', 'BF16_UNITS', 'Arch', 'WeightsError', 'find_arch',
            'own_function', 'pixel_scale', 'read_weights', 'whole_model', 'Normalize', 'image_body', 'Grey',
            'n_features', 'Standardize', 'linear_head', 'image_model', 'small_cnn', 'param_groups',
-           'weights_hash', 'fold_batchnorm', 'cpu_features', 'bf16_helps', 'bf16_trains']
+           'grow_head', 'weights_hash', 'fold_batchnorm', 'cpu_features', 'bf16_helps', 'bf16_trains']
 
 # %% ../../nbs/30_backbones.ipynb #0545ed88
 import copy
@@ -324,6 +324,21 @@ def param_groups(
     cut = convs[len(convs)//2] if len(convs) > 1 else 0
     def params(modules: list[nn.Module]) -> list: return [p for m in modules for p in m.parameters(recurse=False)]
     return [params(leaves[:cut]), params(leaves[cut:]), list(model[1].parameters())]
+
+# %% ../../nbs/30_backbones.ipynb #57a63f45
+def grow_head(
+    head: nn.Module,  # changed in place
+    n_classes: int,   # more than it has
+) -> None:
+    "Give the last linear layer more outputs, which know nothing yet."
+    name, old = [(k, m) for k, m in head.named_modules() if isinstance(m, nn.Linear)][-1]
+    new = nn.Linear(old.in_features, n_classes, old.bias is not None)
+    with torch.no_grad():
+        new.weight[:len(old.weight)] = old.weight
+        new.weight[len(old.weight):] *= .1
+        if old.bias is not None: new.bias[:len(old.bias)], new.bias[len(old.bias):] = old.bias, old.bias.mean()
+    parent, _, last = name.rpartition('.')
+    setattr(head.get_submodule(parent), last, new)
 
 # %% ../../nbs/30_backbones.ipynb #b6019e08
 def weights_hash(

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['OFFLINE_ARCH', 'OFFLINE_SIZE', 'best_device', 'pooled', 'FeatureFile', 'feature_name', 'augmented',
-           'image_hashes', 'feature_batches', 'cached_features', 'offline_features', 'erase']
+           'feature_batches', 'cached_features', 'offline_features', 'erase']
 
 # %% ../../nbs/32_features.ipynb #71237f1f
 import os
@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from torch import nn
 
-from ..core import DatasetError, progress, replacing, reuse_memory
+from ..core import DatasetError, if_writable, progress, replacing, reuse_memory
 from ..data.dataset import DatasetLike, Snapshot, snapshot
 from ..data.folder import Gone, place, places
 from .backbones import bf16_helps, fold_batchnorm, image_body, weights_hash
@@ -83,7 +83,7 @@ def add(self: FeatureFile,
     "The same with more rows, written to disk."
     if not hashes: return self
     new = FeatureFile(self.path, self.hashes + hashes, np.concatenate([self.x, x]) if self.hashes else x)
-    new.write()
+    with if_writable(self.path): new.write()
     return new
 
 # %% ../../nbs/32_features.ipynb #7a6fe55e
@@ -127,15 +127,6 @@ def _crop(rng: np.random.Generator, mirror: bool) -> torch.Tensor:  # [2, 3], fo
     centre = rng.uniform(-1, 1, 2)*(1 - side)
     flip = -1 if mirror and rng.random() < .5 else 1
     return torch.tensor([[side[0]*flip, 0, centre[0]], [0, side[1], centre[1]]], dtype=torch.float32)
-
-# %% ../../nbs/32_features.ipynb #2f5c8da7
-def image_hashes(
-    data: Snapshot,
-    paths: Sequence[str],  # relative to the dataset
-) -> list[str]:            # sha256
-    "The images' hashes from the manifest, whether in use or held for review."
-    known = data.rows.dropna(subset='path').drop_duplicates('path').set_index('path').sha256
-    return known[list(paths)].tolist()
 
 # %% ../../nbs/32_features.ipynb #b1a541ea
 def feature_batches(
@@ -183,7 +174,7 @@ def cached_features(
     "Features of a dataset's images, computed where they are not on disk. Raises `DatasetError`, `WeightsError`."
     data = snapshot(data)
     paths = data.images.path.tolist() if paths is None else list(paths)
-    hashes = image_hashes(data, paths)
+    hashes = data.hashes(paths)
     body, device = image_body(arch) if body is None else body, best_device()
     name = feature_name(arch, weights_hash(body), size, bf16_helps(device), view, data.config.mirror)
     file = FeatureFile.read(place(data.path, 'features', name))
@@ -210,7 +201,7 @@ def erase(
     gone: Gone,        # by hash
 ) -> list[Path]:       # files removed or rewritten
     "Take pictures out of every file of features."
-    return [file for file in places(root, 'features/*.safetensors') if _erased(file, gone.hashes)]
+    return [file for file in places(root, 'features/*.safetensors') if _erased(file, gone.hashes | gone.lying)]
 
 # %% ../../nbs/32_features.ipynb #0aac8ca6
 def _erased(path: Path, hashes: set[str]) -> bool:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ..acquire.fetch import tool
-from ..core import UsageError, utc_now, write_atomic
+from ..core import UsageError, check_writable, utc_now, write_atomic
 from ..data.dataset import DatasetLike, Snapshot, snapshot
 from ..data.folder import Gone, place, places
 from .data_facts import data_facts, gathered, health_facts
@@ -55,6 +55,7 @@ def report(
     "Write one self-contained HTML file. Raises `UsageError`, `DatasetError`, `LeakError`, `DiskFullError`."
     data = snapshot(dataset, trust)
     path, stage = report_path(data, out), stage or newest_stage(data)
+    check_writable(path.parent)
     if before is not None and stage is None:
         raise UsageError('There is no stage yet that could be compared; `vegc train` makes one.')
     of = gathered(data, pixels)

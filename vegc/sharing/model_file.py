@@ -19,20 +19,27 @@ from PIL import Image
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from ..core import UsageError, VegcError, replacing, reuse_memory
+from ..core import UsageError, VegcError, check_writable, no_numbers, replacing, reuse_memory
 from ..data.images import ImageProblem, load_rgb
 
 # %% ../../nbs/90_model_file.ipynb #a25759fa
+# Arithmetic on shapes: how many windows a batch has.
+_ON_NUMBERS = {f.__name__: f for f in (operator.getitem, operator.add, operator.sub, operator.mul, operator.floordiv,
+                                       operator.truediv, operator.mod, operator.neg, operator.pow)}
+
 def _op_name(target: Any) -> str:
-    "aten.conv2d.default, or getitem."
-    return 'getitem' if target is operator.getitem else str(target)
+    "aten.conv2d.default, or getitem, mul, …."
+    return next((name for name, f in _ON_NUMBERS.items() if target is f), str(target))
+
+# What JSON has no word for, and torch has by name.
+_WORDS = dict(dtype=torch.dtype, device=torch.device, layout=torch.layout, memory_format=torch.memory_format)
 
 def _encode(value: Any) -> Any:
     "An operator's argument as JSON: results of other operations by name. Raises `VegcError` for what JSON cannot hold."
     if isinstance(value, torch.fx.Node): return {'node': value.name}
     if isinstance(value, (list, tuple)): return [_encode(v) for v in value]
-    if isinstance(value, dict): return {k: _encode(v) for k, v in value.items()}
-    if isinstance(value, torch.dtype): return {'dtype': str(value).removeprefix('torch.')}
+    for name, kind in _WORDS.items():
+        if isinstance(value, kind): return {name: str(value).removeprefix('torch.')}
     if value is None or isinstance(value, (bool, int, float, str)): return value
     kind = type(value).__name__
     raise VegcError(f'An operation of this network has an argument of type {kind}, which a model file cannot hold.')
@@ -45,9 +52,12 @@ def _decode(
     "An argument as the operator wants it."
     if isinstance(value, list): return [_decode(v, results) for v in value]
     if not isinstance(value, dict): return value
-    if 'node' in value: return results[value['node']]
-    if 'dtype' in value: return getattr(torch, value['dtype'])
-    return {k: _decode(v, results) for k, v in value.items()}
+    (kind, word), = value.items()
+    if kind == 'node': return results[word]
+    if kind == 'device': return torch.device('cpu')  # models are loaded where they run; a GPU here need not be there
+    res = getattr(torch, word, None) if kind in _WORDS else None
+    if isinstance(res, _WORDS.get(kind, ())): return res
+    raise VegcError(f'The model file asks for the {kind} {word!r}, which this torch does not have.')
 
 # %% ../../nbs/90_model_file.ipynb #d30765f9
 def _traced(model: torch.nn.Module, size: tuple[int, int]) -> torch.export.ExportedProgram:
@@ -62,7 +72,7 @@ def _traced(model: torch.nn.Module, size: tuple[int, int]) -> torch.export.Expor
 def _operations(graph: torch.fx.Graph) -> list[list]:
     "Name, operator, arguments and keywords of each operation, in order."
     calls = [n for n in graph.nodes if n.op == 'call_function' and '_assert_tensor_metadata' not in str(n.target)]
-    return [[n.name, _op_name(n.target), _encode(n.args), _encode(n.kwargs)] for n in calls]
+    return [[n.name, _op_name(n.target), _encode(n.args), {k: _encode(v) for k, v in n.kwargs.items()}] for n in calls]
 
 # %% ../../nbs/90_model_file.ipynb #8c2869db
 def graph_of(
@@ -72,7 +82,7 @@ def graph_of(
     "A network as operations and tensors, for any number of images at once. Raises `VegcError`."
     program = _traced(model, size)
     sig = program.graph_signature
-    names = sig.inputs_to_parameters | sig.inputs_to_buffers
+    names = sig.inputs_to_parameters | sig.inputs_to_buffers | sig.inputs_to_lifted_tensor_constants
     tensors = {**program.state_dict, **program.constants}
     last = next(n for n in program.graph.nodes if n.op == 'output')
     outputs = zip(('output', 'outlier'), (n.name for n in last.args[0]), strict=False)
@@ -82,7 +92,7 @@ def graph_of(
 # %% ../../nbs/90_model_file.ipynb #704522ad
 def _operator(name: str) -> Callable:
     "The operator of that name. Raises `VegcError` for anything but a tensor operation of torch."
-    if name == 'getitem': return operator.getitem
+    if name in _ON_NUMBERS: return _ON_NUMBERS[name]
     space, _, rest = name.partition('.')
     base, _, overload = rest.partition('.')
     if space != 'aten' or 'file' in base or not hasattr(torch.ops.aten, base):
@@ -106,8 +116,39 @@ class GraphModel(torch.nn.Module):
         results = {k: getattr(self, self.place[v]) for k, v in self.graph['tensors'].items()}
         results[self.graph['input']] = x
         for name, op, args, kwargs in self.steps:
-            results[name] = op(*_decode(args, results), **_decode(kwargs, results))
+            results[name] = op(*_decode(args, results), **{k: _decode(v, results) for k, v in kwargs.items()})
         return results[self.graph['output']], results.get(self.graph.get('outlier'))
+
+# %% ../../nbs/90_model_file.ipynb #bfa11ea8
+def _network_and_about(path: str | os.PathLike) -> tuple[GraphModel, dict]:
+    "What a model file holds. Raises `UsageError`."
+    try:
+        with safe_open(path, 'pt') as f:
+            meta = f.metadata() or {}
+            if 'graph' not in meta:
+                raise UsageError(f'{path} holds tensors but no vegc model; make one with `vegc export`.')
+            tensors = {k: f.get_tensor(k) for k in f.keys()}
+    except SafetensorError as e:
+        raise UsageError(f'{path} is no vegc model file ({e}); make one with `vegc export`.') from e
+    if (bad := no_numbers(tensors)) is not None:
+        raise UsageError(f'{path} holds values that are no numbers ({bad}); export a stage that was trained again.')
+    return GraphModel(json.loads(meta['graph']), tensors), json.loads(meta['about'])
+
+# %% ../../nbs/90_model_file.ipynb #7025f802
+@torch.inference_mode()
+def _check_copy(
+    path: Path,              # a model file
+    model: torch.nn.Module,  # what it was made from
+) -> None:
+    "Raise `VegcError` where the file and the network do not say the same."
+    copy, about = _network_and_about(path)
+    x = torch.rand(3, 3, *about['size'], generator=torch.Generator().manual_seed(0))
+    for noise in (x, x[:1]):
+        want, got = model.eval()(noise), copy(noise)[0]
+        want = want[0] if isinstance(want, tuple) else want
+        if torch.allclose(want, got, rtol=1e-3, atol=1e-3*float(want.abs().max().clamp(min=1))): continue
+        raise VegcError('The model file that was written does not say what the network says, so it was removed: '
+                        f'scores are {float((want - got).abs().max()):.2g} apart. Please report which body it is.')
 
 # %% ../../nbs/90_model_file.ipynb #3c95e2a0
 def _is_model_file(path: Path) -> bool:
@@ -121,13 +162,18 @@ def write_model_file(
     model: torch.nn.Module,  # 0–1 RGB [n, 3, height, width] → scores [n, classes]; or these and outlier [n]
     about: dict,             # at least name, size, classes
 ) -> Path:
-    "Write any network as a model file. An existing file of another kind is not overwritten: `UsageError`."
+    "Write any network as a model file and read it back. Raises `UsageError` for a file of another kind, `VegcError`."
     path = Path(path)
     if path.exists() and not _is_model_file(path):
         raise UsageError(f'{path} exists and is no vegc model; choose another name.')
+    check_writable(path.parent)
     graph, tensors = graph_of(model, tuple(about['size']))
+    if (bad := no_numbers(tensors)) is not None:
+        raise VegcError(f'The weights {bad} hold values that are no numbers, so {path} is not written; train again.')
     header = dict(about=json.dumps(about, ensure_ascii=False), graph=json.dumps(graph))
-    with replacing(path, as_open=True) as tmp: save_file(tensors, tmp, metadata=header)
+    with replacing(path, as_open=True) as tmp:
+        save_file(tensors, tmp, metadata=header)
+        _check_copy(tmp, model)
     return path
 
 # %% ../../nbs/90_model_file.ipynb #22af3448
@@ -159,6 +205,9 @@ def expand(
         else: yield from ((os.path.join(item, p.relative_to(item)), p) for p in _files_below(Path(item)))
 
 # %% ../../nbs/90_model_file.ipynb #5d201177
+_UNSURE = 'unsure'  # the label of a prediction below the threshold
+_NO_NUMBER = 'no_number: the model gives no probability'
+
 def _temperature(about: dict) -> float:
     "The temperature that a file gives. Raises `VegcError` for one that is none."
     temperature = float(about.get('temperature', 1.))
@@ -177,7 +226,7 @@ def _row(
     if problem is None:
         label = max(probabilities, key=probabilities.get)
         confidence = probabilities[label]
-        if unsure_below is not None and confidence < unsure_below: label = 'unsure'
+        if unsure_below is not None and confidence < unsure_below: label = _UNSURE
         row |= dict(status='ok', error_message='', predicted_label=label, confidence=confidence)
     row |= {f'p_{c}': v if problem is None else None for c, v in probabilities.items()}
     return row | dict(outlier=None if np.isnan(outlier) else float(outlier))
@@ -206,6 +255,7 @@ def _judged(
         scores, far = model(x)
         p[start + good] = scores.div_(temperature).softmax(1).numpy()
         if far is not None: outlier[start + good] = far.numpy()
+    for i in np.flatnonzero(~np.isfinite(p).all(1)): problems[i] = problems[i] or _NO_NUMBER
     return p, outlier, problems
 
 # %% ../../nbs/90_model_file.ipynb #b33ba17d
@@ -244,6 +294,10 @@ class Predictor:
 
     def __call__(self, items: Sequence[Any], unsure_below: float | None=None) -> list[dict]:
         "One dict an image: path, status, error_message, predicted_label, confidence, p_<class>, outlier."
+        if unsure_below is not None and _UNSURE in self.classes:
+            raise UsageError(f'This model has a class called {_UNSURE!r}, which nobody could tell from the answer of '
+                             'unsure_below (--unsure-below). Ask without it and go by the confidence, or give the '
+                             'class another name with merge_into in classes.csv and train again.')
         items = list(expand(items))
         judged = zip(items, *self.judge([item for _, item in items]), strict=True)
         return [_row(path, dict(zip(self.classes, p.tolist(), strict=True)), outlier, problem, unsure_below)
@@ -255,15 +309,7 @@ def load_model_file(
 ) -> Predictor:
     "Load an exported model; nothing is unpickled. Raises `UsageError` when it is not one."
     if not Path(path).is_file(): raise UsageError(f'There is no model file {path}; `vegc export` makes one.')
-    try:
-        with safe_open(path, 'pt') as f:
-            meta = f.metadata() or {}
-            if 'graph' not in meta:
-                raise UsageError(f'{path} holds tensors but no vegc model; make one with `vegc export`.')
-            tensors = {k: f.get_tensor(k) for k in f.keys()}
-        return Predictor(GraphModel(json.loads(meta['graph']), tensors), json.loads(meta['about']))
-    except SafetensorError as e:
-        raise UsageError(f'{path} is no vegc model file ({e}); make one with `vegc export`.') from e
+    return Predictor(*_network_and_about(path))
 
 # %% ../../nbs/90_model_file.ipynb #abd3f3ba
 def predict(

@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 from pandas.api.types import is_float_dtype, is_string_dtype
 
-from ..core import DatasetError, UsageError, disk_full_is_clear, replacing, warn
+from ..core import DatasetError, UsageError, disk_full_is_clear, if_writable, replacing, warn
 from ..data.dataset import DatasetLike, Snapshot, snapshot
 from ..data.folder import Gone, place, places
 from ..data.images import ImageProblem, phash_mirrored
@@ -128,7 +128,7 @@ def _by_row(proofs: pd.DataFrame, hashes: pd.Series) -> dict[tuple[int, int], fl
     return {(min(i, j), max(i, j)): p for i, j, p in zip(here.a.map(row), here.b.map(row), here.proof, strict=True)}
 
 def _write_proofs(file: Path, proofs: pd.DataFrame) -> None:
-    with disk_full_is_clear(file), replacing(file) as tmp: proofs.to_parquet(tmp, index=False)
+    with if_writable(file), disk_full_is_clear(file), replacing(file) as tmp: proofs.to_parquet(tmp, index=False)
 
 def _thumb_if_readable(path: Path) -> GreyThumb | None:
     try: return GreyThumb.read(path)

@@ -356,7 +356,7 @@ def _mixed_groups(sizes: pd.DataFrame, rng: np.random.Generator) -> list[MixedGr
 def _books(im: pd.DataFrame, shares: np.ndarray, own: pd.DataFrame, groups: list[MixedGroup]) -> Deal:
     "What lies in the splits already, and what is to be dealt: groups of one class (`own`) and of several."
     n_classes = im['class'].max() + 1
-    settled = im[im.split.isin(SPLITS)]
+    settled = im[im.split.isin(SPLITS) & im.get('in_use', True)]
     have, there = np.zeros((n_classes, 3)), np.zeros((n_classes, 3), int)
     np.add.at(have, (settled['class'], settled.split.map(SPLITS.index)), 1)
     known = settled.drop_duplicates(['number', 'class'])
@@ -388,7 +388,8 @@ def splits_as_given(
 
 # %% ../../nbs/43_deal.ipynb #0a96c469
 def assign_splits(
-    images: pd.DataFrame,   # path, given_label, split, duplicate_group, sha256; source_split where it counts
+    # path, given_label, split, duplicate_group, sha256; source_split where it counts; in_use: False for images that
+    images: pd.DataFrame,   # have a split that their copies take, and fill no share themselves
     numbers: np.ndarray,    # group number of each row
     shares: np.ndarray,     # wanted shares of train, valid, test
     seed: int=42,
@@ -396,6 +397,7 @@ def assign_splits(
     "Give every picture without a split one. What is already assigned is not touched."
     im = images[['path', 'given_label', 'split', 'duplicate_group', 'sha256']].astype(object).reset_index(drop=True)
     im = im.where(im.notna(), None).assign(number=pd.factorize(numbers)[0])
+    if 'in_use' in images: im['in_use'] = images.in_use.to_numpy(bool)
     im['split'] = splits_of_groups(im)
     if 'source_split' in images: im['split'] = splits_as_given(im, images.source_split.reset_index(drop=True))
     im['split'] = splits_dealt(im, np.asarray(shares, float), np.random.default_rng(seed))

@@ -9,13 +9,12 @@ __all__ = ['LOG_COLUMNS', 'SplitCounts', 'split_counts', 'given_splits', 'deal_f
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from ..core import DatasetError, UsageError, table_text, utc_now, warn
+from ..core import DatasetError, UsageError, package_version, table_text, utc_now, warn
 from ..data.dataset import DatasetLike, ImageDataset, Snapshot, snapshot
 from ..data.folder import Gone, Journal, place, read_jsonl
 from ..data.manifest import SPLITS
@@ -109,7 +108,7 @@ def deal_facts(
 def _append_to_log(data: Snapshot, arguments: dict, facts: dict) -> None:
     "One line in `splits.jsonl`."
     log = Journal(place(data.path, 'splits.jsonl'), sync_every=0)
-    made_by = dict(fingerprint=data.fingerprint(), tool=f'vegc {version("vegc")}')
+    made_by = dict(fingerprint=data.fingerprint(), tool=f'vegc {package_version()}')
     log.add(dict(at=utc_now()) | arguments | facts | made_by)
     log.close()
 
@@ -156,6 +155,19 @@ def _warn_of_nothing_to_deal() -> None:
     warn('Every picture has a split already, so nothing was dealt; with reassign (--reassign) all of them are dealt '
          'anew.', stacklevel=4)
 
+# %% ../../nbs/45_split.ipynb #31a3403d
+def _dealt(
+    data: Snapshot, images: pd.DataFrame, group_by: str | None, features_of: Callable | None, shares: np.ndarray,
+    seed: int, reassign: bool,
+) -> tuple[pd.DataFrame, pd.DataFrame]:  # path, split, duplicate_group: of `images`, and of those that are not in use
+    "Groups found and dealt."
+    apart = data.apart
+    if reassign: apart = apart.assign(split=pd.NA, duplicate_group=pd.NA)
+    held = apart.assign(in_use=False, source_split=pd.NA).dropna(subset='split')
+    both = pd.concat([images.assign(in_use=True), held], ignore_index=True)
+    new = assign_splits(both, find_groups(data, both, group_by, features_of=features_of), shares, seed)
+    return new[:len(images)], apart[['path', 'split', 'duplicate_group']]
+
 # %% ../../nbs/45_split.ipynb #ac7c2a31
 def split(
     dataset: ImageDataset,
@@ -177,8 +189,8 @@ def split(
     n_open, seed = int(images.split.isna().sum()), data.config.seed if seed is None else seed
     if n_open:
         images, shares = _as_given(data, images, shares, given)
-        new = assign_splits(images, find_groups(data, images, group_by, features_of=features_of), shares, seed)
-        dataset.update(new, ['split', 'duplicate_group'])
+        new, apart = _dealt(data, images, group_by, features_of, shares, seed, reassign)
+        dataset.update(pd.concat([new, apart]), ['split', 'duplicate_group'], reassign=reassign)
         how = dict(shares=shares.round(6).tolist(), seed=seed, group_by=group_by, given=given, reassign=reassign)
         _append_to_log(data, how, deal_facts(before, images, new))
         _warn_of_clash(images, new)

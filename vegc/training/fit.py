@@ -133,6 +133,7 @@ def _fit_once(learn: Learner, part: Part) -> Learner:
         device, bf16 = _device_type(learn), info.bf16 and part.name == 'unfrozen'
         with _with_others(learn), fast_forward(model, device, bf16):
             learn.fit_one_cycle(part.epochs, part.lr, cbs=around, pct_start=part.warm, start_epoch=log.start)
+    keep.check()
     model.load_state_dict(keep.state)
     info.best = keep.best
     _warn_of_overfit(info.history, part)

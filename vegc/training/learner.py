@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['balanced_loss', 'adamw_settings', 'recorded_learner', 'print_nothing', 'import_name', 'check_head',
-           'image_learner', 'SeedEpoch', 'epoch_line', 'EpochLog', 'weights_of', 'quality', 'KeepBest',
-           'plain_values', 'HoldNorms', 'float_tensors', 'AverageWeights', 'WriteCheckpoint', 'fast_forward']
+           'image_learner', 'SeedEpoch', 'epoch_line', 'EpochLog', 'weights_of', 'quality', 'DivergedError',
+           'KeepBest', 'plain_values', 'HoldNorms', 'float_tensors', 'AverageWeights', 'WriteCheckpoint',
+           'fast_forward']
 
 # %% ../../nbs/54_learner.ipynb #31ce9556
 import importlib
@@ -20,7 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from fastai.callback.core import Callback
+from fastai.callback.core import Callback, CancelFitException
 from fastai.callback.progress import ProgressCallback
 from fastai.data.core import DataLoaders
 from fastai.learner import Learner
@@ -31,7 +32,7 @@ from fastai.torch_core import set_seed
 from fastcore.basics import patch
 from torch import nn
 
-from ..core import UsageError, progress
+from ..core import UsageError, VegcError, progress
 from ..features.backbones import bf16_helps, find_arch, image_body, image_model, param_groups
 from ..features.features import best_device
 from .loaders import class_weights
@@ -180,7 +181,16 @@ def weights_of(model: nn.Module) -> dict[str, torch.Tensor]:
 
 def quality(row: dict) -> tuple[float, float]:  # row of the history; empty: nothing was trained yet
     "By which epochs are compared: accuracy, then loss."
-    return (row['accuracy'], -row['valid_loss']) if row else (-1., 0.)
+    if not row: return -1., 0.
+    good = np.isfinite([row[k] for k in ('train_loss', 'valid_loss', 'accuracy')]).all()
+    return (row['accuracy'], -row['valid_loss']) if good else (-2., 0.)  # no number is never better
+
+# %% ../../nbs/54_learner.ipynb #28c44022
+class DivergedError(VegcError):
+    "Training ran away: no epoch gave a loss that is a number."
+    def __init__(self, part: str):
+        super().__init__(f'The {part} part diverged: no epoch gave a loss that is a number, and no stage is saved. '
+                         'Train with a lower rate (lr=1e-4, --lr 1e-4), and look for weights that are no numbers.')
 
 # %% ../../nbs/54_learner.ipynb #0df255f1
 class KeepBest(Callback):
@@ -196,6 +206,12 @@ class KeepBest(Callback):
         if self.epoch < self.log.start: return
         row = self.log.history[-1]
         if quality(row) > quality(self.best): self.best, self.state = row, weights_of(self.model)
+        if quality(row) < (-1., 0.): raise CancelFitException  # the weights are lost, and no epoch brings them back
+
+    def check(self):
+        "Raise `DivergedError` where no epoch of this part gave a number; not in an event: fastai rewords its errors."
+        mine = [quality(row) for row in self.log.history if row['part'] == self.log.part]
+        if mine and max(mine) < (-1., 0.): raise DivergedError(self.log.part)
 
 # %% ../../nbs/54_learner.ipynb #e52f7086
 def plain_values(value: Any) -> Any:

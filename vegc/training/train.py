@@ -15,16 +15,17 @@ import numpy as np
 from fastai.learner import Learner
 from fastai.torch_core import set_seed
 
-from ..core import UsageError, sha256_hex
+from ..core import UsageError, check_writable, sha256_hex
 from ..data.dataset import DatasetLike, ImageDataset, Snapshot, snapshot
-from ..features.backbones import find_arch, image_body, weights_hash
+from ..features.backbones import find_arch, grow_head, image_body, weights_hash
 from ..features.features import cached_features
 from ..splits.split import split
 from .fit import fill_recorder, fit_body, fit_head
 from .learner import check_head, image_learner, recorded_learner
 from .loaders import dataloaders
 from .ranks import in_turn, join_ranks, this_rank
-from .stages import check_leaks, load_model, new_stage, save_stage, stage_file, stage_info, stages
+from .stages import (StageInfo, check_leaks, load_model, new_stage, save_stage, split_remarks, stage_file,
+                                  stage_info, stage_remarks, stages)
 
 # %% ../../nbs/56_train.ipynb #a98cb140
 @dataclass(frozen=True)
@@ -46,8 +47,8 @@ class Recipe:
 
     @property
     def from_scratch(self) -> bool:
-        "Whether the body's weights are random."
-        return self.start is None and (self.weights is None or find_arch(self.arch).from_scratch)
+        "Whether the body has no frozen part to train: its weights are random, or were when its first stage began."
+        return find_arch(self.arch).from_scratch or self.start is None and self.weights is None
 
     @property
     def parts(self) -> tuple[int, int]:
@@ -90,6 +91,18 @@ def with_splits(
     print(f'{counts["assigned"]} images had no split; now there are {dealt} (vegc split).', file=sys.stderr)
     return dataset.read()
 
+# %% ../../nbs/56_train.ipynb #9d0e9db4
+def _with_new_classes(data: Snapshot, old: StageInfo, labels: str, grow: bool) -> list[str]:
+    "The stage's classes, and after them those that it does not know. Raises `UsageError` where it must know all."
+    new = sorted({*data.items(labels).label} - {*old.classes})
+    if not new: return old.classes
+    named = f'the class{"es"*(len(new) > 1)} {", ".join(new[:5])}{", …"*(len(new) > 5)}'
+    if not grow:
+        raise UsageError(f'Stage {old.stage!r} does not know {named}. Train a stage that does with '
+                         f'start={old.stage!r} (--start {old.stage}), or merge in classes.csv.')
+    print(f'Stage {old.stage} does not know {named}: its head grows.', file=sys.stderr)
+    return [*old.classes, *new]
+
 # %% ../../nbs/56_train.ipynb #6f328a07
 def load_stage(
     dataset: DatasetLike,
@@ -100,13 +113,16 @@ def load_stage(
     labels: str | None=None,                  # None: the stage's
     balance: str | None=None,                 # as for `dataloaders`
     trust: str | Callable | Sequence=(),      # module:function of a body of your own that the stage may import
+    grow: bool=False,                         # let the head grow by classes that have come since
 ) -> Learner:
     "A learner on a stage's weights and the dataset's loaders. Raises `LeakError`, `UsageError`, `DatasetError`."
     data = snapshot(dataset, trust)
     model, old = load_model(data, name)
-    dls = dataloaders(data, size or old.size, bs, labels=labels or old.labels, vocab=old.classes, balance=balance)
+    classes = _with_new_classes(data, old, labels or old.labels, grow)
+    if len(classes) > len(old.classes): grow_head(model[1], len(classes))
+    dls = dataloaders(data, size or old.size, bs, labels=labels or old.labels, vocab=classes, balance=balance)
     check_leaks(old, dls.source.items)
-    info = new_stage(dls.source, old.arch, old.classes)
+    info = new_stage(dls.source, old.arch, classes)
     info.channels, info.head = old.channels, old.head
     info.trained_on = sorted({*info.trained_on, *old.trained_on})
     info.groups = sorted({*info.groups, *old.groups})
@@ -133,7 +149,7 @@ def untrained(
         dls = dataloaders(data, recipe.size or 224, recipe.bs, seed=recipe.seed, **how)
         learn = image_learner(dls, recipe.arch, weights=recipe.weights, head=recipe.head, seed=recipe.seed)
     else:
-        learn = load_stage(data, recipe.start, bs=recipe.bs, size=recipe.size, **how)
+        learn = load_stage(data, recipe.start, bs=recipe.bs, size=recipe.size, grow=True, **how)
         learn.info.seed = recipe.seed
         remember_start(learn)
     learn.info.recipe = recipe_hash(recipe, learn)
@@ -169,11 +185,15 @@ def frozen_part(
     return learn
 
 # %% ../../nbs/56_train.ipynb #12385106
+def _say(remarks: list[str]) -> None:
+    if not this_rank(): print(*remarks, sep='\n', end='\n' if remarks else '', file=sys.stderr)
+
 def _checked(data: Snapshot, stage: str, recipe: Recipe, overwrite: bool) -> None:
     "Raise `UsageError` for what cannot be trained, before anything is done."
     if stage in stages(data) and not overwrite:
         raise UsageError(f'There is a stage {stage!r} already; choose another with --stage, or say --overwrite.')
     check_head(recipe.head, recipe.from_scratch)
+    check_writable(stage_file(data, stage))
     if recipe.start is None: find_arch(recipe.arch)
 
 # %% ../../nbs/56_train.ipynb #05a6a758
@@ -183,6 +203,7 @@ def _first_part(data: Snapshot, stage: str, recipe: Recipe, overwrite: bool) -> 
     with in_turn():
         data = with_splits(data, recipe)
         learn = untrained(data, recipe)
+        _say(split_remarks(learn.dls.source.items))
         learn.checkpoint = stage_file(data, stage, 'unfinished.pt')
         if recipe.cached and not recipe.from_scratch: frozen_part(learn, data, stage, recipe, overwrite)
     return frozen_part(learn, data, stage, recipe, overwrite) if together else learn
@@ -218,6 +239,7 @@ def train(
     data = snapshot(dataset, trust)
     if ':' in arch: data = snapshot(data, arch)  # who names a body trusts it
     seed = data.config.seed if seed is None else seed
+    if start is not None: arch = stage_info(data, start).arch
     epochs = epochs and tuple(epochs)
     recipe = Recipe(arch, size, bs, epochs, weights, start, labels, seed, cached, views, balance, patience, head)
     _checked(data, stage, recipe, overwrite)
@@ -226,5 +248,6 @@ def train(
     learn = _first_part(data, stage, recipe, overwrite)
     if recipe.parts[1]: fit_body(learn, recipe.parts[1], lr, patience=patience)
     learn.info.stage = stage  # on every process, though only the first one saves
+    _say(stage_remarks(learn.info))
     if not this_rank(): save_stage(learn, stage, overwrite=overwrite)
     return learn
