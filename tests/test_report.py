@@ -212,7 +212,25 @@ def test_lists_are_counted_as_the_plan_counts_them(tmp_path):
     assert distinct.count == 3 and distinct.lost == {'blank': 2, 'left out by the cap': 1, 'repeats': 2}
     assert [s.count for s in rest] == [0, 0, 0] and rest[0].lost == {'http_404': 3}
     html = report(ds).read_text('utf-8')
-    assert '0 usable images in 2 classes' in html and 'no model can pass 80.0%' in html
+    assert '0 usable images in 2 classes' in html
+    assert 'no model can pass' not in html, 'addresses that never had an image contradict nobody'
+
+
+def test_rows_without_an_image_are_shared_by_nobody(untrained, tmp_path):
+    "A bad line in every list, a dead host and one image under three classes: only the last one is shared."
+    ds = copy_of(untrained, tmp_path / 'set')
+    before = class_facts(ds), report(ds).read_text('utf-8')
+    bad = [dict(key=f'{u}{c}{i}', url=u, given_label=c, status='failed', error_message='bad_url: no address')
+           for c in NAMES for u in ('not a url', 'https://dead.example/1.jpg') for i in range(10)]
+    write_manifest(ds.path / 'manifest.parquet', manifest_frame(pd.concat([ds.df, manifest_frame(bad)])))
+    ds = ImageDataset(ds.path)
+    assert class_facts(ds).shared.tolist() == before[0].shared.tolist() == [1, 1, 0]
+    ceiling = re.compile(r'no model can pass ([\d.]+%)')
+    assert ceiling.findall(report(ds).read_text('utf-8')) == ceiling.findall(before[1]) != []
+    one = ds.df[ds.df.sha256.notna() & ds.df.sha256.duplicated()].head(1)
+    third = one.assign(key='third', given_label='blue', status='review')
+    write_manifest(ds.path / 'manifest.parquet', manifest_frame(pd.concat([ds.df, third])))
+    assert class_facts(ImageDataset(ds.path)).shared.tolist() == [1, 1, 1], 'one image of each class'
 
 
 def test_an_empty_dataset_is_no_accident(tmp_path):

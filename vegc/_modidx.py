@@ -217,6 +217,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'vegc.acquire.lists._split_lines': ('lists.html#_split_lines', 'vegc/acquire/lists.py'),
                                     'vegc.acquire.lists._utf8_text': ('lists.html#_utf8_text', 'vegc/acquire/lists.py'),
                                     'vegc.acquire.lists.accuracy_ceiling': ('lists.html#accuracy_ceiling', 'vegc/acquire/lists.py'),
+                                    'vegc.acquire.lists.addresses': ('lists.html#addresses', 'vegc/acquire/lists.py'),
                                     'vegc.acquire.lists.attribution_text': ('lists.html#attribution_text', 'vegc/acquire/lists.py'),
                                     'vegc.acquire.lists.check_labels': ('lists.html#check_labels', 'vegc/acquire/lists.py'),
                                     'vegc.acquire.lists.class_pairs': ('lists.html#class_pairs', 'vegc/acquire/lists.py'),

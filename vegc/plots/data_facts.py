@@ -264,13 +264,14 @@ class Confusion:
     shown: list[Shown]
     n: int=0              # images of class a
     rate: float=0.        # share of class a
-    shared: int=0         # URLs that both lists hold
+    shared: int=0         # images that both classes claim
     link: str=''          # where all of its images are
 
 # %% ../../nbs/85_data_facts.ipynb #f282b3c0
 def filed_under_both(of: Material, k: int=5) -> list[Confusion]:
     "The classes that claim the same images, most of them first."
-    df, rows, res = of.data.df, by_picture(of.data.df), []
+    rows, res = by_picture(of.data.df), []
+    df = of.data.df.loc[rows.index]
     for (a, b), n in shared_pairs(rows).most_common(k):
         both = set(rows.url[rows.given_label == a]) & set(rows.url[rows.given_label == b])
         paths = df.path[rows.url.isin(both) & df.path.notna()].drop_duplicates()

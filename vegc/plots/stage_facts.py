@@ -105,7 +105,7 @@ def top_confusions(
     places: dict[str, int],   # class → where it stands in the matrix
 ) -> list[Confusion]:
     "The five most frequent confusions."
-    shared, res = shared_pairs(of.data.df[['url', 'given_label']]), []
+    shared, res = shared_pairs(by_picture(of.data.df)), []
     for r in most_confused(m).head(5).to_dict('records'):
         a, b = r['label'], r['predicted_label']
         shown = of.thumbs.strip(cells[a, b], 4, cell_text(of, a, b))
