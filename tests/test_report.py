@@ -131,6 +131,42 @@ def test_the_first_screen_has_its_order(page):
     assert 1 <= page.count('<figure') <= 12 and ('likely wrong label' in page or 'model wrong' in page)
 
 
+def test_one_headline_whole_numbers_and_nothing_against_itself(dataset, page):
+    m = evaluate(dataset, 'raw', 'test')
+    head, = re.findall(r'<h1>(.*?)</h1>', page)
+    assert head.startswith(f'Accuracy {m.cross_validated.accuracy:.1%}, cross-validated on'), 'few images: that one'
+    assert page.count('cross-validated on') == 1
+    with pytest.raises(UsageError, match='named twice'): compare(dataset, 'raw', 'raw')
+    with pytest.raises(UsageError, match='named twice'): report(dataset, 'raw', before='raw')
+    from matplotlib import pyplot as plt
+
+    from vegc.plots.charts import plot_classes, plot_history
+    rows = [dict(part='frozen', epoch=1, train_loss=1., valid_loss=1., accuracy=.5)]
+    few = pd.DataFrame(dict(train=[1, 1], test=[1, 0]), index=['a', 'b'])
+    for ax in (*plot_history(rows*2, None), *plot_history(rows, None), plot_classes(few)):
+        ax.figure.canvas.draw()
+        ticks = [t.get_text() for t in ax.get_xticklabels()]
+        assert ticks and all(t.lstrip('−-').replace(',', '').isdigit() for t in ticks), ticks
+        assert len(set(ticks)) == len(ticks)
+        plt.close(ax.figure)
+
+
+def test_the_weakest_classes_are_the_weakest_and_thin_ones_are_marked():
+    from types import SimpleNamespace
+
+    from vegc.evaluation.metrics import metrics_of
+    from vegc.plots.stage_facts import weakest_classes
+    right = dict(big=(30, 27), thin_bad=(6, 0), thin_good=(5, 5), one=(1, 0), fine=(20, 20))
+    rows = [(c, c if i < k else 'big' if c != 'big' else 'fine') for c, (n, k) in right.items() for i in range(n)]
+    table = pd.DataFrame(rows, columns=['label', 'predicted_label'])
+    for c in right: table[f'p_{c}'] = np.where(table.predicted_label == c, .9, .025)
+    facts = pd.DataFrame(dict(pictures=40, rows=40, failed=0, shared=0, partner='', judged=0, agree=0, suspects=0,
+                              name=list(right)), index=list(right))
+    of = SimpleNamespace(classes=facts, names={}, name=str)
+    weak = weakest_classes(of, metrics_of(table, times=20))
+    assert [(c.name, c.thin) for c in weak] == [('thin_bad', True), ('one', True), ('big', False)]
+
+
 def test_the_worst_come_in_the_order_of_their_loss(dataset):
     table = predictions(dataset, 'raw', 'test')
     worst = worst_mistakes(table, {}, k=3)

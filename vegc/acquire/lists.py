@@ -316,7 +316,7 @@ def plot(
     ax.barh(t['class'], t.selected, color='#4477aa', label='selected')
     ax.barh(t['class'], t.shared, color='#cc6677', height=.3, label='also under another class')
     ax.set(xlabel='URLs', title='What the lists hold')
-    ax.xaxis.get_major_locator().set_params(integer=True)
+    ax.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
     ax.spines[['top', 'right']].set_visible(False)
     ax.legend(frameon=False, fontsize='small', loc='upper left', bbox_to_anchor=(1, 1))  # beside the bars, not on them
     return ax

@@ -107,8 +107,9 @@ def page_html(session: Session, cards: list[Card], pixels: bool) -> str:
     env.filters['num'] = lambda n: f'{n:,}'
     return env.from_string(template).render(
         version=metadata.version('vegc'), name=config.name, slug=slug, folder=shlex.quote(session.data.path.name),
-        people=config.subject == 'people', pixels=pixels, cards=cards, total=len(session.items), kept_out=session.kept_out,
-        labels=_class_counts(session, cards), facts=_facts(session, cards, slug), script=Markup(script),
+        people=config.subject == 'people', pixels=pixels, cards=cards, total=len(session.items),
+        kept_out=session.kept_out, labels=_class_counts(session, cards),
+        facts=_facts(session, cards, slug), script=Markup(script),
         script_hash=_script_hash(script))
 
 # %% ../../nbs/67_review_page.ipynb #a7087ecc

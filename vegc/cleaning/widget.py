@@ -61,8 +61,8 @@ def session_of(
 
 # %% ../../nbs/66_widget.ipynb #1a503179
 VIEW = dict(view='images', label='', kind='', split='', state='', sort='', text='')  # what is shown; '': all
-# view: images or duplicates; state: left, done, keep, exclude or relabel; sort: one of SORTS; text: what a file, a class
-# or a reason holds
+# view: images or duplicates; state: left, done, keep, exclude or relabel; sort: one of SORTS; text: part of a file's
+# name, of a class or a reason
 SORTS = {'': 'worst first', 'sure': 'surest suggestion', 'label': 'class', 'file': 'file name'}
 
 def split_name(split: Any) -> str: return 'none yet' if pd.isna(split) else str(split)

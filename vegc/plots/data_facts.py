@@ -289,6 +289,7 @@ class WeakClass:
     recall: float=np.nan
     low: float=np.nan         # 95 % interval
     high: float=np.nan
+    thin: bool=False          # too few images to say
 
 # %% ../../nbs/85_data_facts.ipynb #98500bef
 def classes_to_work_on(of: Material, k: int=5) -> list[WeakClass]:
