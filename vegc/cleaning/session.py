@@ -15,7 +15,7 @@ import pandas as pd
 from fastcore.basics import patch
 
 from .reasons import reason
-from ..core import UsageError, warn
+from ..core import UsageError, did_you_mean, warn
 from ..data.dataset import DatasetLike, ImageDataset, Snapshot, lists_written, snapshot
 from ..data.decisions import ACTIONS, DecisionLog, check_owner, image_marks, log_head
 
@@ -147,7 +147,8 @@ def checked(self: Session,
         raise UsageError(f'{path!r} is no image of {self.data.path}; paths are as in manifest and issues.')
     relabel = action == 'relabel'
     if relabel and label not in self.classes:
-        raise UsageError(f'There is no class {label!r} in {self.data.path}; add it to classes.csv first.')
+        raise UsageError(f'There is no class {label!r} in {self.data.path}; add it to classes.csv first.'
+                         f'{did_you_mean(label or "", self.classes)}')
     return dict(path=path, action=action, label=label if relabel else '', why=why or '', who=who or self.who) | more
 
 # %% ../../nbs/64_session.ipynb #12f09818
