@@ -79,7 +79,8 @@ CALLS = {
     'Interpretation': lambda learn, files: Interpretation.from_learner(learn).top_losses(3),
     'confusion_matrix': lambda learn, files: ClassificationInterpretation.from_learner(learn).confusion_matrix(),
     'most_confused': lambda learn, files: ClassificationInterpretation.from_learner(learn).most_confused(),
-    'plot_top_losses': lambda learn, files: ClassificationInterpretation.from_learner(learn).plot_top_losses(2, nrows=1),
+    'plot_top_losses': lambda learn, files: ClassificationInterpretation.from_learner(learn).plot_top_losses(
+        2, nrows=1),
 }
 
 
