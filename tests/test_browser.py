@@ -58,7 +58,7 @@ FAKE = """js => {
     kernel.send = (m) => kernel.asked.push(m);
     return import(module).then(({ default: cleaner }) => { cleaner.render({ model: kernel, el: document.body }); });
 }"""
-VIEW = dict(view='images', label='', kind='', split='', state='')
+VIEW = dict(view='images', label='', kind='', split='', state='', sort='', text='')
 
 
 @pytest.fixture
@@ -75,10 +75,11 @@ def page():
 def answer(tab, **m): tab.evaluate('m => window.kernel.answer(m, [])', m)
 
 
-def answer_page(tab, ids, decisions=None, **more):
-    item = dict(given='a', why='', also='', split='train', guess='b', sure=.3)
+def answer_page(tab, ids, decisions=None, items_are=None, **more):
+    item = dict(given='a', why='', also='', split='train', guess='b', sure=.3) | (items_are or {})
     items = [dict(id=i, path=f'{i}.jpg', name=f'{i}.jpg') | item for i in ids]
-    choices = dict(classes=[['a', 'A'], ['b', 'B']], labels=[['a', 'a', 3], ['b', 'b', 2]], duplicates=0,
+    choices = dict(classes=[['a', 'A'], ['b', 'B']], labels=[['a', 'a', 3], ['b', 'b', 2]], duplicates=0, kept_out=71,
+                   sorts=[['', 'worst first'], ['sure', 'surest suggestion']],
                    kinds=[['label', 'label', 3]], splits=[['train', 'train', 4], ['test', 'test', 1]])
     counts = dict(progress=dict(items=5, decided=0, left=5), can_undo=False, can_redo=False)
     facts = dict(view=VIEW, page=0, pages=3, choices=choices) | counts | more
@@ -128,6 +129,80 @@ def test_a_decision_is_pale_until_the_kernel_says_it_is_on_the_disk(page):
     answer(page, **{'is': 'error'}, n=2, text='No space is left.')
     assert pale() == [False, False, False] and page.locator('.alert').inner_text() == 'No space is left.'
     assert [tile.nth(i).get_attribute('data-action') for i in range(3)] == ['exclude', 'keep', '']
+
+
+def test_the_class_that_begins_with_what_is_typed_comes_before_the_suggestion(page):
+    "`shirt` typed where t-shirt is suggested: the shirt; nothing typed: the suggestion."
+    classes = [[c, c] for c in ('t-shirt', 'dress', 'shirt', 'shorts', 'Nightshirt')]
+    choices = dict(classes=classes, labels=[], duplicates=0, kinds=[], splits=[], sorts=[], kept_out=0)
+    answer_page(page, [0], choices=choices)
+    answer_page(page, [0], choices=choices, items_are=dict(guess='t-shirt'))
+    page.locator('.tile').click()
+    page.keyboard.press('r')
+    def offered(): return page.locator('.classes [role=option]').evaluate_all('all => all.map(e => e.firstChild.data)')
+    assert offered()[0] == 't-shirt'
+    for typed, want in dict(shirt=['shirt', 't-shirt', 'Nightshirt'], sh=['shirt', 'shorts', 't-shirt', 'Nightshirt'],
+                            T=['t-shirt', 'Nightshirt', 'shirt', 'shorts']).items():
+        page.get_by_role('combobox', name='Class').last.fill(typed)
+        assert offered() == want, typed
+    page.get_by_role('combobox', name='Class').last.fill('shirt')
+    page.keyboard.press('Enter')
+    assert page.evaluate('() => window.kernel.asked.at(-1).rows') == [dict(id=0, action='relabel', label='shirt')]
+
+
+def test_order_search_and_size_of_tiles(page):
+    "What is typed goes out once the keys rest, with the other choices; an answer does not overwrite what is typed."
+    answer_page(page, [0, 1, 2])
+    assert page.locator('.out').inner_text() == '71 test images kept out'
+    page.get_by_role('combobox', name='Order').select_option('sure')
+    search = page.get_by_role('searchbox', name='Search')
+    search.press_sequentially('cat')
+    page.wait_for_function("() => window.kernel.asked.at(-1).view?.text === 'cat'")
+    assert page.evaluate('() => window.kernel.asked.at(-1).view') == VIEW | dict(sort='sure', text='cat')
+    search.press_sequentially('s')
+    answer_page(page, [1], view=VIEW | dict(sort='sure', text='cat'))
+    assert search.input_value() == 'cats'
+    wide = page.locator('.tile').first.bounding_box()['width']
+    page.get_by_role('combobox', name='Tiles').select_option('large')
+    assert page.locator('.vegc-cleaner').evaluate('e => e.style.getPropertyValue("--tile")') == '220px' and wide > 0
+
+
+def test_a_suggestion_says_what_its_number_is(page):
+    answer_page(page, [0], items_are=dict(sure=.04))
+    guess = page.locator('.guess')
+    def said(): return [e.inner_text() for e in guess.locator('b, span').all()]
+    assert said() == ['B?', '4 %'], 'an unlikely one is a question'
+    assert '4 % is the chance that this suggestion is right' in guess.get_attribute('title')
+    answer_page(page, [0], items_are=dict(sure=.87))
+    assert said() == ['B', '87 %']
+    answer_page(page, [0], items_are=dict(sure=None))
+    assert said() == ['B']
+
+
+STYLED = '''() => new Promise(done => { const e = document.createElement('style'); e.textContent = CSS_TEXT;
+    document.head.append(e); requestAnimationFrame(done); })'''
+
+
+@pytest.mark.parametrize('shape', [(60, 200), (200, 60), (90, 90)])
+def test_a_tile_shows_the_whole_image_and_needs_no_font_for_its_signs(page, shape):
+    "A tall image, a wide one: all of it lies inside the frame, corner to corner; signs are drawn, not written."
+    import base64
+    from io import BytesIO
+    css, out = (files('vegc.cleaning') / 'cleaner.css').read_text('utf-8'), BytesIO()
+    Image.new('RGB', shape, 'red').save(out, 'PNG')
+    page.evaluate(STYLED.replace('CSS_TEXT', json.dumps(css)))
+    answer_page(page, [0], decisions={0: ['exclude', '', 'ana', '']})
+    page.evaluate(f"""() => {{ const t = document.querySelector('.tile'); t.classList.add('painted');
+        t.querySelector('img').src = 'data:image/png;base64,{base64.b64encode(out.getvalue()).decode()}'; }}""")
+    img, frame = page.locator('.tile img').bounding_box(), page.locator('.tile .frame').bounding_box()
+    assert all(abs(img[k] - frame[k]) < 1 for k in ('x', 'y', 'width', 'height')), (img, frame)
+    assert page.locator('.tile img').evaluate('e => getComputedStyle(e).objectFit') == 'contain'
+    signs = '✓✕✎⤢→‹›←↑↓'
+    texts = page.locator('.vegc-cleaner').evaluate(
+        '''e => [e.textContent, ...[...e.querySelectorAll('*')].flatMap(x =>
+            ['::before', '::after'].map(p => getComputedStyle(x, p).content))].join('')''')
+    assert not set(texts) & set(signs), set(texts) & set(signs)
+    assert page.locator('.tile .mark svg').count() == 1 and page.locator('.tile .picks svg').count() == 4
 
 
 CELL = '''

@@ -96,6 +96,16 @@ def test_what_each_policy_keeps_and_who_shares_with_whom(tmp_path):
     assert '50.0%' in str(p) and 'review' in str(p)
 
 
+def test_a_line_that_is_no_address_is_shared_by_nobody(tmp_path):
+    for name in 'abc':
+        lines = [*['not a url', 'www.x.example/1.jpg', 'https://']*4, *(f'https://x.example/{name}{i}' for i in 'xy')]
+        (tmp_path/f'{name}.csv').write_text('\n'.join(lines))
+    d = plan(tmp_path).to_dict()
+    assert (d['urls'], d['no_address'], d['shared_across'], d['accuracy_ceiling']) == (42, 36, 0, 1)
+    assert d['pairs'] == [] and [c['shared'] for c in d['classes']] == [0, 0, 0]
+    assert {r['in_use'] for r in d['policies']} == {6}
+
+
 def test_a_given_split_goes_along_and_a_file_that_is_no_text_is_named(tmp_path):
     rows = ['url,label,split', 'https://e.example/1,a,Val', 'https://e.example/2,b,test', 'https://e.example/3,b,']
     (tmp_path/'t.csv').write_text('\n'.join(rows) + '\n')

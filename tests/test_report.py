@@ -131,6 +131,42 @@ def test_the_first_screen_has_its_order(page):
     assert 1 <= page.count('<figure') <= 12 and ('likely wrong label' in page or 'model wrong' in page)
 
 
+def test_one_headline_whole_numbers_and_nothing_against_itself(dataset, page):
+    m = evaluate(dataset, 'raw', 'test')
+    head, = re.findall(r'<h1>(.*?)</h1>', page)
+    assert head.startswith(f'Accuracy {m.cross_validated.accuracy:.1%}, cross-validated on'), 'few images: that one'
+    assert page.count('cross-validated on') == 1
+    with pytest.raises(UsageError, match='named twice'): compare(dataset, 'raw', 'raw')
+    with pytest.raises(UsageError, match='named twice'): report(dataset, 'raw', before='raw')
+    from matplotlib import pyplot as plt
+
+    from vegc.plots.charts import plot_classes, plot_history
+    rows = [dict(part='frozen', epoch=1, train_loss=1., valid_loss=1., accuracy=.5)]
+    few = pd.DataFrame(dict(train=[1, 1], test=[1, 0]), index=['a', 'b'])
+    for ax in (*plot_history(rows*2, None), *plot_history(rows, None), plot_classes(few)):
+        ax.figure.canvas.draw()
+        ticks = [t.get_text() for t in ax.get_xticklabels()]
+        assert ticks and all(t.lstrip('−-').replace(',', '').isdigit() for t in ticks), ticks
+        assert len(set(ticks)) == len(ticks)
+        plt.close(ax.figure)
+
+
+def test_the_weakest_classes_are_the_weakest_and_thin_ones_are_marked():
+    from types import SimpleNamespace
+
+    from vegc.evaluation.metrics import metrics_of
+    from vegc.plots.stage_facts import weakest_classes
+    right = dict(big=(30, 27), thin_bad=(6, 0), thin_good=(5, 5), one=(1, 0), fine=(20, 20))
+    rows = [(c, c if i < k else 'big' if c != 'big' else 'fine') for c, (n, k) in right.items() for i in range(n)]
+    table = pd.DataFrame(rows, columns=['label', 'predicted_label'])
+    for c in right: table[f'p_{c}'] = np.where(table.predicted_label == c, .9, .025)
+    facts = pd.DataFrame(dict(pictures=40, rows=40, failed=0, shared=0, partner='', judged=0, agree=0, suspects=0,
+                              name=list(right)), index=list(right))
+    of = SimpleNamespace(classes=facts, names={}, name=str)
+    weak = weakest_classes(of, metrics_of(table, times=20))
+    assert [(c.name, c.thin) for c in weak] == [('thin_bad', True), ('one', True), ('big', False)]
+
+
 def test_the_worst_come_in_the_order_of_their_loss(dataset):
     table = predictions(dataset, 'raw', 'test')
     worst = worst_mistakes(table, {}, k=3)
@@ -212,7 +248,25 @@ def test_lists_are_counted_as_the_plan_counts_them(tmp_path):
     assert distinct.count == 3 and distinct.lost == {'blank': 2, 'left out by the cap': 1, 'repeats': 2}
     assert [s.count for s in rest] == [0, 0, 0] and rest[0].lost == {'http_404': 3}
     html = report(ds).read_text('utf-8')
-    assert '0 usable images in 2 classes' in html and 'no model can pass 80.0%' in html
+    assert '0 usable images in 2 classes' in html
+    assert 'no model can pass' not in html, 'addresses that never had an image contradict nobody'
+
+
+def test_rows_without_an_image_are_shared_by_nobody(untrained, tmp_path):
+    "A bad line in every list, a dead host and one image under three classes: only the last one is shared."
+    ds = copy_of(untrained, tmp_path / 'set')
+    before = class_facts(ds), report(ds).read_text('utf-8')
+    bad = [dict(key=f'{u}{c}{i}', url=u, given_label=c, status='failed', error_message='bad_url: no address')
+           for c in NAMES for u in ('not a url', 'https://dead.example/1.jpg') for i in range(10)]
+    write_manifest(ds.path / 'manifest.parquet', manifest_frame(pd.concat([ds.df, manifest_frame(bad)])))
+    ds = ImageDataset(ds.path)
+    assert class_facts(ds).shared.tolist() == before[0].shared.tolist() == [1, 1, 0]
+    ceiling = re.compile(r'no model can pass ([\d.]+%)')
+    assert ceiling.findall(report(ds).read_text('utf-8')) == ceiling.findall(before[1]) != []
+    one = ds.df[ds.df.sha256.notna() & ds.df.sha256.duplicated()].head(1)
+    third = one.assign(key='third', given_label='blue', status='review')
+    write_manifest(ds.path / 'manifest.parquet', manifest_frame(pd.concat([ds.df, third])))
+    assert class_facts(ImageDataset(ds.path)).shared.tolist() == [1, 1, 1], 'one image of each class'
 
 
 def test_an_empty_dataset_is_no_accident(tmp_path):

@@ -94,6 +94,38 @@ def test_decisions_go_there_and_back(browser, made, tmp_path, width):
     assert stands == ['keep', 'relabel', 'exclude', 'relabel'], 'a later page knows what stands'
 
 
+def test_order_search_size_and_the_class_that_was_typed(browser, made, tmp_path):
+    ds, order = made
+    order = order.assign(confidence=[(7*i % 12)/12 for i in range(12)])
+    page = review_page(ds, tmp_path / 'review.html', order=order)
+    tab, asked, said = opened(browser, page, viewport=dict(width=1280, height=800))
+    assert '1 test image kept out' in tab.locator('header').inner_text()
+    every = review_page(ds, tmp_path / 'all.html', order=order, test=True).read_text('utf-8')
+    assert 'kept out' not in every
+    def paths(): return tab.locator('article:visible').evaluate_all('all => all.map(e => e.dataset.path)')
+    shown = order[order.split != 'test']
+    tab.get_by_label('Order').select_option('sure')
+    guessed = shown[shown.given_label != LABELS[0]].sort_values('confidence', ascending=False)
+    assert paths()[:len(guessed)] == guessed.path.tolist()
+    tab.get_by_label('Order').select_option('')
+    assert paths() == shown.path.tolist(), 'worst first again'
+    tab.get_by_label('Search').fill('É, 07')
+    assert paths() == [p for p in shown.path if '07' in p]
+    tab.get_by_label('Search').fill('')
+    wide = tab.locator('article').first.bounding_box()['width']
+    assert wide < 320, 'several stand side by side'
+    tab.get_by_label('Size').select_option('small')
+    assert tab.locator('article').first.bounding_box()['width'] < wide
+    card = tab.locator('article').nth(1)  # the suggestion is Hrê
+    assert 'chance that this suggestion is right' in card.locator('.take').get_attribute('title')
+    card.get_by_role('button', name='Other').click()
+    offered = tab.locator('dialog button')
+    assert offered.first.inner_text() == 'Hrê', 'nothing typed: the suggestion'
+    tab.get_by_role('textbox', name='Class').fill('a')
+    assert offered.first.inner_text().startswith('a, "b"'), 'what begins so comes first'
+    assert asked[1:] == [] and said == []
+
+
 def test_people_are_not_shown(browser, tmp_path):
     ds, order = make(tmp_path / 'ds', subject='people')
     page = review_page(ds, tmp_path / 'review.html', order=order)

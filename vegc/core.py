@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['SUBJECTS', 'ON_CONFLICT', 'VegcError', 'UsageError', 'DatasetError', 'LockedError', 'DiskFullError',
            'VegcWarning', 'warn', 'disk_full_is_clear', 'write_atomic', 'replacing', 'if_writable',
-           'check_writable', 'class_key', 'sha256_hex', 'file_sha256', 'utc_now', 'package_version',
-           'no_numbers', 'DatasetConfig', 'is_dataset', 'load_config', 'save_config', 'progress',
-           'reuse_memory', 'table_text']
+           'check_writable', 'class_key', 'did_you_mean', 'sha256_hex', 'file_sha256', 'utc_now',
+           'package_version', 'no_numbers', 'DatasetConfig', 'is_dataset', 'load_config', 'save_config',
+           'progress', 'reuse_memory', 'table_text']
 
 # %% ../nbs/00_core.ipynb #3d6f9fcd
 import contextlib
@@ -24,6 +24,7 @@ import warnings
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -139,6 +140,15 @@ def class_key(
     "What makes a class name unique: normal form C, case folded."
     return unicodedata.normalize('NFC', name.strip()).casefold()
 
+def did_you_mean(
+    name: str,               # as it was typed
+    choices: Iterable[str],  # what there is
+) -> str:                    # ' Did you mean …?', or nothing where none is near
+    "What somebody who mistyped a name may have meant."
+    keys = {class_key(c): c for c in choices}
+    near = get_close_matches(class_key(str(name)), keys, n=1, cutoff=.5)
+    return f' Did you mean {keys[near[0]]}?' if near else ''
+
 def sha256_hex(
     data: bytes,
 ) -> str:  # 64 hexadecimal digits
@@ -252,7 +262,13 @@ def progress(
     "A progress bar that appears only where somebody can see it."
     from tqdm.auto import tqdm
     # disable=None: tqdm is silent where standard error is not a terminal; the notebook bar is never disabled by it
-    return tqdm(items, total=total, desc=desc, unit=unit, disable=None, leave=False)
+    return tqdm(items, total=total, desc=desc, unit=unit, disable=None, leave=False, **_room())
+
+def _room() -> dict[str, int]:
+    "A terminal that does not know its size, as in containers and under scripts, says 0 by 0: no bar would fit."
+    try: columns, lines = os.get_terminal_size(sys.stderr.fileno())
+    except (OSError, ValueError, AttributeError): return {}  # no terminal
+    return {} if columns and lines else dict(ncols=80, nrows=24)
 
 # %% ../nbs/00_core.ipynb #95beaf70
 class _Kept:

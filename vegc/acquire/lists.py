@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['EXTRA_COLUMNS', 'CREDIT_COLUMNS', 'SPLIT_NAMES', 'UrlList', 'read_table', 'read_list', 'find_lists',
-           'check_labels', 'attribution_text', 'row_key', 'keyed', 'accuracy_ceiling', 'shared_urls',
-           'class_pairs', 'policy_table', 'ListPlan', 'plan']
+           'check_labels', 'attribution_text', 'row_key', 'keyed', 'addresses', 'accuracy_ceiling',
+           'shared_urls', 'class_pairs', 'policy_table', 'ListPlan', 'plan']
 
 # %% ../../nbs/20_lists.ipynb #4f6dc096
 import csv
@@ -185,9 +185,18 @@ def keyed(
     df.insert(0, 'key', [row_key(*t) for t in zip(df.given_label, df.url, occurrence, strict=True)])
     return df
 
+# %% ../../nbs/20_lists.ipynb #e1bee2ee
+_ADDRESS = re.compile(r'https?://[^\s/]|file:/|data:[^,]*,', re.I)  # what an ingest can read
+
+def addresses(
+    rows: pd.DataFrame,  # with `url`
+) -> pd.DataFrame:       # those of them that may lead to an image
+    "Leave out lines that are no address: nobody can fetch them, so no two classes share an image through them."
+    return rows[rows.url.map(lambda url: bool(_ADDRESS.match(url))).astype(bool)]
+
 # %% ../../nbs/20_lists.ipynb #081b736c
 def accuracy_ceiling(
-    rows: pd.DataFrame,  # with `url` and `given_label`
+    rows: pd.DataFrame,  # with `url` and `given_label`; of images, or of what may lead to one
 ) -> float:              # 0–1; 1 for no rows
     "The best accuracy of one answer per URL."
     if rows.empty: return 1.
@@ -244,12 +253,12 @@ class ListPlan:
     @property
     def conflicts(self) -> pd.DataFrame:
         "One line a pair of classes: how many distinct selected URLs stand under both."
-        return class_pairs(self.rows)
+        return class_pairs(addresses(self.rows))
 
     @property
     def policies(self) -> pd.DataFrame:
         "One line a policy for images under several classes: rows in use, in review, skipped; classes without a row."
-        return policy_table(self.rows)
+        return policy_table(addresses(self.rows))
 
 # %% ../../nbs/20_lists.ipynb #2ca8b9d6
 def _first_of_each_class(rows: pd.DataFrame, max_per_class: int | None) -> pd.DataFrame:
@@ -285,7 +294,7 @@ def plan(
 @patch(as_prop=True)
 def table(self: ListPlan) -> pd.DataFrame:
     "One line a class: URLs, distinct ones, repeats, those shared with other classes, selected ones."
-    shared = self.all_rows.url.isin(shared_urls(self.all_rows).url)
+    shared = self.all_rows.url.isin(shared_urls(addresses(self.all_rows)).url)
     by_class = self.all_rows.assign(shared=shared).groupby('given_label')
     columns = dict(urls=by_class.size(), distinct=by_class.url.nunique(), shared=by_class.shared.sum(),
                    selected=self.rows.groupby('given_label').size())
@@ -307,7 +316,7 @@ def plot(
     ax.barh(t['class'], t.selected, color='#4477aa', label='selected')
     ax.barh(t['class'], t.shared, color='#cc6677', height=.3, label='also under another class')
     ax.set(xlabel='URLs', title='What the lists hold')
-    ax.xaxis.get_major_locator().set_params(integer=True)
+    ax.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
     ax.spines[['top', 'right']].set_visible(False)
     ax.legend(frameon=False, fontsize='small', loc='upper left', bbox_to_anchor=(1, 1))  # beside the bars, not on them
     return ax
@@ -316,14 +325,14 @@ def plot(
 @patch(as_prop=True)
 def counts(self: ListPlan) -> dict[str, int | float]:
     "Lines, URLs and selected rows, and the best accuracy that the selected labels allow."
-    rows, every, shared = self.rows, self.all_rows, shared_urls(self.rows)
+    rows, every, shared = self.rows, self.all_rows, shared_urls(addresses(self.rows))
     listed = dict(lists=len(self.lists), lines=sum(x.lines for x in self.lists), blank=sum(x.blank for x in self.lists),
                   urls=len(every), distinct=int(every.url.nunique()),
                   repeats_within=len(every) - len(every.drop_duplicates(['url', 'given_label'])),
-                  shared_across=len(shared_urls(every)))
+                  no_address=len(every) - len(addresses(every)), shared_across=len(shared_urls(addresses(every))))
     selected = dict(selected=len(rows), selected_distinct=int(rows.url.nunique()),
                     selected_shared=len(shared), selected_shared_rows=int(shared.rows.sum()))
-    return listed | selected | dict(accuracy_ceiling=round(float(accuracy_ceiling(rows)), 6))
+    return listed | selected | dict(accuracy_ceiling=round(float(accuracy_ceiling(addresses(rows))), 6))
 
 # %% ../../nbs/20_lists.ipynb #e2906b5a
 @patch

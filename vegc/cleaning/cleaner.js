@@ -5,14 +5,20 @@
 const KEYS = [
   ['k', 'keep: the label is right'], ['x  or  Delete', 'exclude: leave the image out'], ['s', 'accept the suggested label'],
   ['r', 'relabel: choose a class'], ['w', 'write down why'], ['b', 'duplicates: keep the best, exclude the others'], ['Shift+K', 'keep the rest of the page'],
-  ['u  or  Ctrl+Z', 'undo'], ['Shift+U  or  Ctrl+Y', 'redo'], ['← ↑ ↓ →  Home  End', 'move'], ['Shift+arrow', 'select along the way'],
+  ['u  or  Ctrl+Z', 'undo'], ['Shift+U  or  Ctrl+Y', 'redo'], ['arrows  Home  End', 'move'], ['Shift+arrow', 'select along the way'],
   ['Space', 'select or not'], ['Ctrl+A  /  Esc', 'select all / none'], ['Enter  or  z', 'larger image'], ['n  or  PageDown', 'next page'],
   ['p  or  PageUp', 'page before'], ['?', 'these keys'],
 ];
 const DONE = { keep: 'kept', exclude: 'excluded', relabel: 'relabelled' };
-const MARK = { keep: '✓', exclude: '✕', relabel: '→' };
+// drawn, not written: a font may lack the sign
+const ICONS = {
+  keep: 'M3 8.5l3.5 3.5L13 4.5', exclude: 'M4 4l8 8M12 4l-8 8', relabel: 'M2.5 8h10M9 4.5L12.5 8 9 11.5', before: 'M10 3L5 8l5 5', next: 'M6 3l5 5-5 5',
+  pencil: 'M3 13l.7-3L10.4 3.3l2.3 2.3L6 12.3z', zoom: 'M9.5 2.5h4v4M13.5 2.5l-5 5M6.5 13.5h-4v-4M2.5 13.5l5-5',
+};
+const SIZES = [['110', 'small'], ['146', 'medium'], ['220', 'large'], ['320', 'largest']]; // pixels a tile has at least
 const percent = (p) => (p == null ? '' : p > 0.995 ? '> 99 %' : p < 0.005 ? '< 1 %' : `${Math.round(100 * p)} %`);
 const count = (n) => n.toLocaleString('en');
+const fold = (s) => s.normalize('NFD').replace(/\p{M}/gu, '').toLowerCase();
 let serial = 0; // ids of elements must differ between two cleaners on one page
 
 function h(tag, props = {}, ...children) {
@@ -25,6 +31,21 @@ function h(tag, props = {}, ...children) {
   }
   e.append(...children.filter((c) => c != null));
   return e;
+}
+
+const SVG = ['http', '//www.w3.org/2000/svg'].join(':'); // a name that looks like an address; nothing is asked there
+function icon(name) {
+  const svg = document.createElementNS(SVG, 'svg'), path = document.createElementNS(SVG, 'path');
+  for (const [k, v] of Object.entries({ viewBox: '0 0 16 16', class: 'icon', 'aria-hidden': 'true' })) svg.setAttribute(k, v);
+  path.setAttribute('d', ICONS[name]);
+  svg.append(path);
+  return svg;
+}
+
+// how well a class answers what was typed: 0 is the very name, then what begins so, a word that does, what holds it; 4: not at all
+function fit(typed, ...names) {
+  const one = (name) => (name === typed ? 0 : name.startsWith(typed) ? 1 : name.split(/[^\p{L}\p{N}]+/u).some((w) => w.startsWith(typed)) ? 2 : name.includes(typed) ? 3 : 4);
+  return Math.min(...names.map((name) => one(fold(name))));
 }
 
 function dataUrl(bytes) { // not a blob: URL: some notebook front ends do not show those
@@ -53,6 +74,7 @@ class Cleaner {
 
   ask(what) { this.model.send(what); }
   name(label) { return this.names.get(label) ?? label; }
+  chance(item) { return item.sure == null ? '' : ` ${percent(item.sure)} is the chance that this suggestion is right, image and label weighed together.`; }
 
   // ---- what is on the screen
   build(el) {
@@ -61,6 +83,11 @@ class Cleaner {
       text, key ? h('kbd', { 'aria-hidden': 'true' }, key) : null);
     const select = (name, label) => h('label', {}, label, (this.box[name] = h('select', { 'aria-label': label, onchange: () => this.filter() })));
     this.box = {};
+    const search = (this.box.text = h('input', { type: 'search', class: 'search', 'aria-label': 'Search', placeholder: 'Search: file, class, reason', autocomplete: 'off',
+      oninput: () => { clearTimeout(this.typing); this.typing = setTimeout(() => this.filter(), 250); } }));
+    const size = h('select', { 'aria-label': 'Tiles', onchange: () => this.root.style.setProperty('--tile', `${size.value}px`) }, ...SIZES.map(([value, text]) => h('option', { value }, text)));
+    size.value = '146';
+    this.out = h('span', { class: 'out', hidden: true, title: 'Models are measured on these: what is decided about them changes the measure. ImageCleaner(…, test=True) shows them.' });
     this.say = h('div', { class: 'say', role: 'status', 'aria-live': 'polite' });
     this.counter = h('span', { class: 'counter' });
     this.meter = h('progress', { max: 1, value: 0, 'aria-label': 'decided' });
@@ -78,8 +105,8 @@ class Cleaner {
       rest: button('Keep rest', 'K', () => this.rest(), 'Keep what is undecided on this page'),
       undo: button('Undo', 'u', () => this.ask({ do: 'undo' })),
       redo: button('Redo', 'U', () => this.ask({ do: 'redo' })),
-      before: button('‹', '', () => this.turn(-1), 'Page before (p)'),
-      next: button('›', '', () => this.turn(1), 'Next page (n)'),
+      before: button(icon('before'), '', () => this.turn(-1), 'Page before (p)'),
+      next: button(icon('next'), '', () => this.turn(1), 'Next page (n)'),
       keys: button('?', '', () => this.toggleHelp(), 'Keys'),
     };
     const b = this.buttons;
@@ -88,9 +115,9 @@ class Cleaner {
     b.keys.setAttribute('aria-label', 'keys');
     b.keys.setAttribute('aria-expanded', 'false');
     this.root = h('div', { class: 'vegc-cleaner', role: 'region', 'aria-label': 'Image cleaner', 'data-lm-suppress-shortcuts': 'true' },
-      h('div', { class: 'bar' }, select('view', 'Show'), select('label', 'Class'), select('kind', 'Issue'), select('split', 'Split'), select('state', 'Decided')),
+      h('div', { class: 'bar' }, select('view', 'Show'), select('label', 'Class'), select('kind', 'Issue'), select('split', 'Split'), select('state', 'Decided'), select('sort', 'Order'), h('label', {}, 'Tiles', size), search),
       h('div', { class: 'bar', role: 'toolbar', 'aria-label': 'Decide', 'aria-controls': this.uid }, b.keep, b.exclude, b.accept, b.relabel, b.best, b.rest, b.undo, b.redo),
-      h('div', { class: 'bar state' }, this.meter, this.counter, this.say, h('span', { class: 'pager' }, b.before, this.where, b.next, b.keys)),
+      h('div', { class: 'bar state' }, this.meter, this.counter, this.out, this.say, h('span', { class: 'pager' }, b.before, this.where, b.next, b.keys)),
       this.help, this.alert, this.grid);
     this.grid.addEventListener('keydown', (e) => this.key(e));
     this.grid.addEventListener('click', (e) => this.click(e));
@@ -101,14 +128,14 @@ class Cleaner {
   }
 
   tile(item) {
-    const pick = (name, text, act) => h('button', { type: 'button', class: `pick ${name}`, tabindex: '-1', 'aria-hidden': 'true', title: text, onclick: (e) => { e.stopPropagation(); this.focus(item.id, e); act(); } });
-    const guess = item.guess ? h('button', { type: 'button', class: 'guess', tabindex: '-1', 'aria-hidden': 'true', title: `Relabel as ${this.name(item.guess)}`,
-      onclick: (e) => { e.stopPropagation(); this.focus(item.id, e); this.accept([item.id]); } }, h('b', {}, this.name(item.guess)), h('span', {}, percent(item.sure))) : null;
+    const pick = (name, text, act) => h('button', { type: 'button', class: `pick ${name}`, tabindex: '-1', 'aria-hidden': 'true', title: text, onclick: (e) => { e.stopPropagation(); this.focus(item.id, e); act(); } }, icon(name === 'relabel' ? 'pencil' : name));
+    const guess = item.guess ? h('button', { type: 'button', class: 'guess', tabindex: '-1', 'aria-hidden': 'true', title: `Relabel as ${this.name(item.guess)}.${this.chance(item)}`,
+      onclick: (e) => { e.stopPropagation(); this.focus(item.id, e); this.accept([item.id]); } }, icon('relabel'), h('b', {}, this.name(item.guess) + (item.sure != null && item.sure < 0.5 ? '?' : '')), item.sure == null ? null : h('span', {}, percent(item.sure))) : null;
     const badge = item.split === 'test' ? h('span', { class: 'badge test', title: 'A test image: what is decided here changes what is measured' }, 'test') : null;
     const best = item.best ? h('span', { class: 'badge best' }, 'best') : null;
     return h('div', { class: 'tile', role: 'option', id: `${this.uid}-${item.id}`, 'aria-selected': 'false', 'data-id': item.id },
-      h('div', { class: 'frame' }, h('img', { alt: '', draggable: 'false' }), h('span', { class: 'lost' }),
-        h('span', { class: 'badges' }, badge, best), h('span', { class: 'mark' }),
+      h('div', { class: 'shown' }, h('div', { class: 'frame' }, h('img', { alt: '', draggable: 'false' }), h('span', { class: 'lost' }),
+        h('span', { class: 'badges' }, badge, best), h('span', { class: 'mark' })),
         h('span', { class: 'picks' }, pick('keep', 'Keep', () => this.decide('keep', '', [item.id])), pick('exclude', 'Exclude', () => this.decide('exclude', '', [item.id])),
           pick('relabel', 'Relabel…', () => this.choose([item.id])), pick('zoom', 'Larger', () => this.zoom(item.id)))),
       h('div', { class: 'labels' }, h('span', { class: 'given', title: this.name(item.given) }, this.name(item.given)), guess),
@@ -147,14 +174,14 @@ class Cleaner {
     if (!tile) return;
     const [action, label, who, why] = this.decisions[id] || [];
     tile.dataset.action = action || '';
-    tile.querySelector('.mark').textContent = action ? `${MARK[action]} ${action === 'relabel' ? this.name(label) : DONE[action]}` : '';
+    tile.querySelector('.mark').replaceChildren(...(action ? [icon(action), h('span', {}, action === 'relabel' ? this.name(label) : DONE[action])] : []));
     tile.querySelector('.mark').title = action ? `${DONE[action]} by ${who}${why ? `: ${why}` : ''}` : '';
     const pending = [...this.unconfirmed.values()].some((was) => was.has(id));
     tile.classList.toggle('pending', pending);
     const chosen = this.selected.has(id), active = this.at.get(id) === this.active;
     tile.classList.toggle('active', active);
     tile.setAttribute('aria-selected', String(chosen));
-    const said = [this.name(item.given), item.guess ? `perhaps ${this.name(item.guess)} ${percent(item.sure)}` : null, action ? `${DONE[action]}${label ? ` as ${this.name(label)}` : ''}` : 'undecided',
+    const said = [this.name(item.given), item.guess ? `perhaps ${this.name(item.guess)}${item.sure == null ? '' : ` ${percent(item.sure)}`}` : null, action ? `${DONE[action]}${label ? ` as ${this.name(label)}` : ''}` : 'undecided',
       item.split === 'test' ? 'test image' : null, item.best ? 'best of the duplicates' : null, item.lost || item.why || null, item.name];
     tile.setAttribute('aria-label', said.filter(Boolean).join(', '));
     if (active) this.grid.setAttribute('aria-activedescendant', tile.id);
@@ -190,7 +217,8 @@ class Cleaner {
     this.active = m.at ?? 0;
     // an answer to an earlier question must not take back what was chosen since
     if (this.wanted && Object.entries(this.wanted).every(([k, v]) => m.view[k] === v)) this.wanted = null;
-    for (const [name, box] of Object.entries(this.box)) box.value = (this.wanted ?? m.view)[name];
+    const typing = this.root.getRootNode().activeElement; // what somebody is typing now is newer than any answer
+    for (const [name, box] of Object.entries(this.box)) if (box !== typing || name !== 'text') box.value = (this.wanted ?? m.view)[name];
     this.where.textContent = `page ${count(m.page + 1)} of ${count(m.pages)}`;
     this.buttons.before.disabled = m.page === 0;
     this.buttons.next.disabled = m.page + 1 >= m.pages;
@@ -203,11 +231,13 @@ class Cleaner {
   onChoices(c) {
     this.names = new Map(c.classes);
     const options = { view: [['images', 'images'], ['duplicates', `duplicates (${c.duplicates})`]], label: [['', 'all'], ...c.labels], kind: [['', 'all'], ...c.kinds], split: [['', 'all'], ...c.splits],
-      state: [['', 'or not'], ['left', 'not yet'], ['done', 'yes'], ['keep', 'kept'], ['exclude', 'excluded'], ['relabel', 'relabelled']] };
+      state: [['', 'or not'], ['left', 'not yet'], ['done', 'yes'], ['keep', 'kept'], ['exclude', 'excluded'], ['relabel', 'relabelled']], sort: c.sorts };
     for (const [name, list] of Object.entries(options)) {
       this.box[name].replaceChildren(...list.map(([value, text, n]) => h('option', { value }, name === 'label' && value ? `${this.name(value)} (${count(n)})` : n == null ? text : `${text} (${count(n)})`)));
     }
     this.box.view.options[1].disabled = !c.duplicates;
+    this.out.textContent = `${count(c.kept_out)} test image${c.kept_out === 1 ? '' : 's'} kept out`;
+    this.out.hidden = !c.kept_out;
   }
 
   onPixels(m, buffer) {
@@ -365,12 +395,12 @@ class Cleaner {
     if (!ids.length) return;
     const first = ids.map((id) => this.items[this.at.get(id)].guess).find(Boolean);
     const classes = [...this.names.keys()].sort((a, b) => (b === first) - (a === first) || this.name(a).localeCompare(this.name(b)));
-    const fold = (s) => s.normalize('NFD').replace(/\p{M}/gu, '').toLowerCase();
     let shown = [], at = 0;
     const list = h('div', { class: 'classes', role: 'listbox', 'aria-label': 'Classes', id: `${this.uid}-classes` });
     const pick = (c) => { d.close(); this.decide('relabel', c, ids); };
     const paint = () => {
-      shown = classes.filter((c) => fold(this.name(c)).includes(fold(input.value)) || fold(c).includes(fold(input.value)));
+      const typed = fold(input.value.trim()), fits = new Map(classes.map((c) => [c, typed ? fit(typed, this.name(c), c) : 0]));
+      shown = classes.filter((c) => fits.get(c) < 4).sort((a, b) => fits.get(a) - fits.get(b)); // the suggestion leads only among equals
       at = Math.max(0, Math.min(at, shown.length - 1));
       list.replaceChildren(...shown.map((c, i) => h('div', { role: 'option', id: `${this.uid}-class-${i}`, 'aria-selected': String(i === at), onclick: () => pick(c) }, this.name(c), c === first ? h('small', {}, 'suggested') : null)));
       input.setAttribute('aria-activedescendant', shown.length ? `${this.uid}-class-${at}` : '');
@@ -405,7 +435,7 @@ class Cleaner {
     this.zoomed.img.src = this.tiles.get(id).querySelector('img').src || 'data:,';
     const act = (f) => () => { d.close(); f(); };
     const d = this.dialog('Larger image', h('div', { class: 'large' }, this.zoomed.img, this.zoomed.lost),
-      h('dl', {}, ...row('label', this.name(item.given)), ...row('suggested', item.guess && `${this.name(item.guess)} ${percent(item.sure)}`), ...row('why here', item.why), ...row('split', item.split), ...row('size', item.size), ...row('file', item.path),
+      h('dl', {}, ...row('label', this.name(item.given)), ...row('suggested', item.guess && `${this.name(item.guess)}.${this.chance(item)}`), ...row('why here', item.why), ...row('split', item.split), ...row('size', item.size), ...row('file', item.path),
         ...row('decision', action && [DONE[action], label && this.name(label), who && `by ${who}`, why].filter(Boolean).join(' · '))),
       h('div', { class: 'row' }, h('button', { type: 'button', onclick: act(() => this.decide('keep', '', [id])) }, 'Keep'), h('button', { type: 'button', onclick: act(() => this.decide('exclude', '', [id])) }, 'Exclude'),
         item.guess ? h('button', { type: 'button', onclick: act(() => this.accept([id])) }, `Relabel as ${this.name(item.guess)}`) : null, h('button', { type: 'button', onclick: act(() => this.choose([id])) }, 'Relabel…'), h('button', { type: 'button', onclick: () => d.close() }, 'Close')));

@@ -6,6 +6,7 @@ const $ = (selector, within = document) => within.querySelector(selector);
 const cards = [...document.querySelectorAll('article')];
 let made = {}; // path → {action, label, why}
 let unsaved = false;
+const fold = (s) => s.normalize('NFD').replace(/\p{M}/gu, '').toLowerCase();
 
 // a page that is opened from disk may be refused a memory; then it lasts as long as the tab
 const memory = { get: () => { try { return JSON.parse(localStorage.getItem(facts.key)) || {}; } catch { return {}; } },
@@ -40,15 +41,26 @@ function decide(card, action, label = '') {
   paint(card); tell(); remember();
 }
 
+// how well a class answers what was typed: 0 is the very name, then what begins so, a word that does, what holds it; 4: not at all
+function fit(typed, ...all) {
+  const one = (name) => (name === typed ? 0 : name.startsWith(typed) ? 1 : name.split(/[^\p{L}\p{N}]+/u).some((w) => w.startsWith(typed)) ? 2 : name.includes(typed) ? 3 : 4);
+  return Math.min(...all.map((name) => one(fold(name))));
+}
+
 function choose(card) {
   const dialog = $('dialog'), input = $('input', dialog), list = $('div', dialog);
-  const fold = (s) => s.normalize('NFD').replace(/\p{M}/gu, '').toLowerCase();
-  const fill = () => list.replaceChildren(...facts.classes.filter(([slug, name]) => fold(slug).includes(fold(input.value)) || fold(name).includes(fold(input.value))).map(([slug, name]) => {
+  const { guess } = card.dataset;
+  const classes = [...facts.classes].sort((a, b) => (b[0] === guess) - (a[0] === guess) || a[1].localeCompare(b[1]));
+  const offer = ([slug, name]) => {
     const b = document.createElement('button');
     b.type = 'button'; b.textContent = name;
     b.onclick = () => { dialog.close(); decide(card, 'relabel', slug); card.focus(); };
     return b;
-  }));
+  };
+  const fill = () => { // the suggestion leads only among equals
+    const typed = fold(input.value.trim()), fits = new Map(classes.map((c) => [c, typed ? fit(typed, ...c) : 0]));
+    list.replaceChildren(...classes.filter((c) => fits.get(c) < 4).sort((a, b) => fits.get(a) - fits.get(b)).map(offer));
+  };
   input.value = '';
   input.oninput = fill;
   input.onkeydown = (e) => { if (e.key === 'Enter') { e.preventDefault(); list.firstElementChild?.click(); } };
@@ -58,13 +70,21 @@ function choose(card) {
 }
 
 function filter() {
-  const show = $('.show').value, label = $('.class').value;
+  const show = $('.show').value, label = $('.class').value, typed = fold($('.search').value.trim());
   let n = 0;
   for (const c of cards) {
-    c.hidden = (label && c.dataset.given !== label) || (show === 'open' && c.dataset.action) || (show === 'done' && !c.dataset.action);
+    c.hidden = (label && c.dataset.given !== label) || (show === 'open' && c.dataset.action) || (show === 'done' && !c.dataset.action)
+      || (typed && !fold(`${c.dataset.path} ${$('.body', c).textContent}`).includes(typed));
     n += !c.hidden;
   }
   $('.empty').hidden = n > 0;
+}
+
+const KEYS = { sure: (c) => -(c.dataset.sure || -1), class: (c) => fold($('.given', c).textContent), file: (c) => $('.file', c).textContent };
+function order() { // equals stay in the order of review
+  const key = KEYS[$('.sort').value] ?? ((c) => cards.indexOf(c));
+  const rows = cards.map((c) => [key(c), c]).sort(([a], [b]) => (a < b ? -1 : a > b ? 1 : 0));
+  $('.cards').prepend(...rows.map(([, c]) => c));
 }
 
 function csv() {
@@ -104,6 +124,9 @@ $('.who').addEventListener('input', remember);
 $('.save').addEventListener('click', save);
 $('.show').addEventListener('change', filter);
 $('.class').addEventListener('change', filter);
+$('.search').addEventListener('input', filter);
+$('.sort').addEventListener('change', order);
+$('.size').addEventListener('change', (e) => $('.cards').style.setProperty('--wide', `${e.target.value}px`));
 addEventListener('beforeunload', (e) => { if (unsaved) e.preventDefault(); });
 cards.forEach(paint);
 tell();

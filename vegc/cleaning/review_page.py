@@ -38,7 +38,8 @@ class Card:
     given_name: str  # the name that people read
     guess: str       # another class; empty: none
     guess_name: str
-    sure: str        # how sure that is, in per cent
+    sure: str        # the chance that this is right, in per cent; empty: none
+    chance: float | None  # the same, 0–1; None: no suggestion
     why: str         # a sentence
     test: bool       # a test image?
     uri: str         # the pixels; empty: none
@@ -57,6 +58,10 @@ def _guess(item: Any) -> str:  # item: a row of issues
     return item.predicted_label if known else ''
 
 # %% ../../nbs/67_review_page.ipynb #f7f8c1f1
+def _chance(item: Any) -> float | None:  # item: a row of issues
+    known = bool(_guess(item)) and not pd.isna(item.confidence)
+    return round(float(item.confidence), 4) if known else None
+
 def card_of(
     session: Session,
     item: Any,       # a row of `session.items`
@@ -68,7 +73,7 @@ def card_of(
     uri, lost = _pixels(session, item.path, px)
     return Card(path=item.path, file=Path(item.path).name, given=item.given_label, guess=guess, why=reason(item, names),
                 given_name=names.get(item.given_label, item.given_label), guess_name=names.get(guess, guess),
-                sure=percent(item.confidence), test=str(item.split) == 'test', uri=uri, lost=lost,
+                sure=percent(item.confidence), chance=_chance(item), test=str(item.split) == 'test', uri=uri, lost=lost,
                 action=decision.get('action', ''), label=decision.get('label', ''))
 
 # %% ../../nbs/67_review_page.ipynb #e329652f
@@ -102,7 +107,8 @@ def page_html(session: Session, cards: list[Card], pixels: bool) -> str:
     return env.from_string(template).render(
         version=package_version(), name=config.name, slug=slug, folder=shlex.quote(session.data.path.name),
         people=config.subject == 'people', pixels=pixels, cards=cards, total=len(session.items),
-        labels=_class_counts(session, cards), facts=_facts(session, cards, slug), script=Markup(script),
+        kept_out=session.kept_out, labels=_class_counts(session, cards),
+        facts=_facts(session, cards, slug), script=Markup(script),
         script_hash=_script_hash(script))
 
 # %% ../../nbs/67_review_page.ipynb #a7087ecc

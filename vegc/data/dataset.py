@@ -281,7 +281,8 @@ def _create(path: Path, subject: str | None, config: dict) -> DatasetConfig:
         raise DatasetError(f'{path} is not a dataset and holds other files ({others[0]}, …); choose an empty or new '
                            'folder.')
     if subject is None:
-        raise UsageError(f'Say what the images in {path} show, with subject=… (--subject …): '
+        raise UsageError(f'{path} is not a dataset: it has no dataset.toml; check the path. To make one there: '
+                         f'Say what the images in it show, with subject=… (--subject …): '
                          f'{", ".join(SUBJECTS[:-1])} or {SUBJECTS[-1]}. It is asked once.')
     conf = DatasetConfig(**{'name': path.resolve().name} | config, subject=subject)
     path.mkdir(parents=True, exist_ok=True)

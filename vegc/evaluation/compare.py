@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 import pandas as pd
 from fastcore.basics import patch
 
+from ..core import UsageError
 from ..data.dataset import DatasetLike, snapshot
 from .metrics import paired
 from .predictions import predictions, test_looks
@@ -77,6 +78,7 @@ def compare(
     trust: str | Callable | Sequence=(),  # module:function of the stages' bodies, where they are your own
 ) -> Comparison:
     "Two stages on the same images, on given and on corrected labels. Raises `LeakError`, `UsageError`, `DatasetError`."
+    if before == after: raise UsageError(f'{before} is named twice; compare needs two stages.')
     data, names = snapshot(dataset, trust), (before, after, split)
     tables = [predictions(data, stage, split, labels='given').set_index('path') for stage in (before, after)]
     if split == 'test': test_looks(data, f'{before}, {after}')

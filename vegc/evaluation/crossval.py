@@ -230,7 +230,8 @@ def linear_predictions(
     if h.rows.label[h.train].nunique() < 2: return None
     try: x = unlearned_features(data, h.rows.path.tolist(), stage).astype(np.float32)
     except WeightsError: return None
-    fit = logistic_probe().fit(x[h.train], h.rows.label[h.train])
+    with progress(total=1, desc='linear model', unit='fit'):
+        fit = logistic_probe().fit(x[h.train], h.rows.label[h.train])
     return predictions_frame(h.held, fit.predict_proba(x[~h.train]), list(fit.classes_))
 
 # %% ../../nbs/72_crossval.ipynb #593485ab

@@ -89,14 +89,15 @@ def funnel(
 # %% ../../nbs/77_health.ipynb #ec20289b
 def by_picture(
     df: pd.DataFrame,  # a manifest
-) -> pd.DataFrame:     # given_label, url: the hash of its bytes where there is one, else its address
-    "Rows as claims about images: one image is one file content or one address."
-    return df[['given_label']].assign(url=df.sha256.fillna(df.url))
+) -> pd.DataFrame:     # given_label, url: the hash of its bytes where there is one, else its address; same index
+    "Rows as claims about images; those that never had an image are left out."
+    had = df[df.sha256.notna() | df.path.notna()]
+    return had[['given_label']].assign(url=had.sha256.fillna(had.url))
 
 def label_ceiling(
     df: pd.DataFrame,  # a manifest
 ) -> float:            # 0–1
-    "The best accuracy of one answer per image, over all rows as collected."
+    "The best accuracy of one answer per image, over all rows that had one."
     return float(accuracy_ceiling(by_picture(df)))
 
 # %% ../../nbs/77_health.ipynb #e8492b64
@@ -170,12 +171,13 @@ def shared_facts(
     classes: Sequence[str],
 ) -> dict[str, list]:           # shared: images that other classes claim too; partner: which of them most
     "What each class shares with others."
-    of = {c: Counter() for c in classes}
-    for pair, n in shared_pairs(by_picture(df)).items():
+    claims, of = by_picture(df).drop_duplicates(), {c: Counter() for c in classes}
+    shared = per_class(claims.given_label[claims.url.duplicated(keep=False)], classes)
+    for pair, n in shared_pairs(claims).items():
         for mine, other in (pair, pair[::-1]):
             if mine in of: of[mine][other] += n
     partners = [next(iter(of[c].most_common(1)), ('', 0))[0] for c in classes]
-    return dict(shared=[sum(of[c].values()) for c in classes], partner=partners)
+    return dict(shared=shared.tolist(), partner=partners)
 
 # %% ../../nbs/77_health.ipynb #c9bcd801
 def judged_facts(
@@ -233,7 +235,8 @@ def data_rules(
     return [(c.pictures < 10, f'Only {c.pictures} images: too few to train and to test on.'),
             (c.failed > .5*c.rows, f'{c.failed} of its {c.rows} addresses failed: collect again.'),
             (c.shared > .02*c.rows,
-             f'{c.shared} also filed under other classes, mostly {partner}: decide those first.'),
+             f'{c.shared} image{"s"*int(c.shared != 1)} also filed under other classes, mostly {partner}: '
+             'decide those first.'),
             (c.judged and c.suspects > .05*c.judged,
              f'{c.suspects} of its {c.judged} labels are likely wrong: review them.'),
             (c.pictures < .5*typical,

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['BLUE', 'RED', 'GREEN', 'YELLOW', 'GREY', 'DIM', 'DARK', 'ORDERS', 'new_axes', 'finish', 'table_of',
-           'alt_of', 'as_html', 'as_svg', 'name_inches', 'label_rows', 'plot_classes', 'plot_history',
-           'plot_lr', 'by_similarity', 'confused_first', 'confusion_order', 'MatrixView', 'matrix_view',
-           'superclass_borders', 'plot_confusion', 'arms', 'plot_most_confused', 'plot_per_class',
-           'free_place', 'spread_out', 'move_apart', 'plot_precision_recall', 'plot_reliability',
-           'overconfident', 'plot_accuracy_by_n', 'plot_methods']
+           'alt_of', 'as_html', 'as_svg', 'name_inches', 'whole_numbers', 'label_rows', 'plot_classes',
+           'plot_history', 'plot_lr', 'by_similarity', 'confused_first', 'confusion_order', 'MatrixView',
+           'matrix_view', 'superclass_borders', 'plot_confusion', 'arms', 'plot_most_confused',
+           'plot_per_class', 'free_place', 'spread_out', 'move_apart', 'plot_precision_recall',
+           'plot_reliability', 'overconfident', 'plot_accuracy_by_n', 'plot_methods']
 
 # %% ../../nbs/81_charts.ipynb #2b9a3d95
 import base64
@@ -24,7 +24,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.text import Text
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import MaxNLocator, PercentFormatter, StrMethodFormatter
 from scipy.cluster.hierarchy import leaves_list, linkage, optimal_leaf_ordering
 from scipy.spatial.distance import squareform
 
@@ -121,6 +121,14 @@ def name_inches(
     def wide(text): return sum(2 if unicodedata.east_asian_width(ch) in 'WF' else 1 for ch in text)
     return .0088*size*max(map(wide, names), default=0)
 
+# %% ../../nbs/81_charts.ipynb #3710361e
+def whole_numbers(
+    ax: Axes,
+) -> None:
+    "Ticks for what is counted: no half image, no epoch 1.5."
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    ax.xaxis.set_major_formatter(StrMethodFormatter('{x:,.0f}'))
+
 # %% ../../nbs/81_charts.ipynb #512e7c48
 def label_rows(
     ax: Axes,
@@ -145,6 +153,7 @@ def plot_classes(
     _stack_splits(ax, counts)
     label_rows(ax, shown)
     ax.set(xlabel='images', title='Images by class and split')
+    whole_numbers(ax)
     beside = dict(loc='upper left', bbox_to_anchor=(1, 1))  # the bars, not on them
     ax.legend(frameon=False, fontsize='small', **beside)
     return finish(ax, counts.iloc[::-1], _classes_text(counts), write)
@@ -203,7 +212,7 @@ def _mark_unfreezing(ax: Axes, h: pd.DataFrame) -> None:
     "A dotted line where the body was unfrozen."
     frozen = int((h.part == 'frozen').sum())
     if 0 < frozen < len(h): ax.axvline(frozen + .5, color=GREY, ls=':', lw=1)
-    ax.xaxis.get_major_locator().set_params(integer=True)
+    whole_numbers(ax)
 
 # %% ../../nbs/81_charts.ipynb #3f312679
 def _history_text(h: pd.DataFrame, best: dict | None) -> str:
@@ -590,6 +599,7 @@ def plot_accuracy_by_n(
     ax.plot(curve.n, curve.accuracy, color=BLUE, marker='o', ms=4)
     ax.set(xlabel='training images', ylabel='accuracy, 95 %', title='Would more images help?',
            ylim=(max(0, curve.low.min() - .05), 1.01))
+    whole_numbers(ax)
     if ahead is not None: _draw_ahead(ax, curve.iloc[-1], ahead)
     return finish(ax, curve, _growth_text(curve, ahead))
 

@@ -261,13 +261,14 @@ class Confusion:
     shown: list[Shown]
     n: int=0              # images of class a
     rate: float=0.        # share of class a
-    shared: int=0         # URLs that both lists hold
+    shared: int=0         # images that both classes claim
     link: str=''          # where all of its images are
 
 # %% ../../nbs/85_data_facts.ipynb #f282b3c0
 def filed_under_both(of: Material, k: int=5) -> list[Confusion]:
     "The classes that claim the same images, most of them first."
-    df, rows, res = of.data.df, by_picture(of.data.df), []
+    rows, res = by_picture(of.data.df), []
+    df = of.data.df.loc[rows.index]
     for (a, b), n in shared_pairs(rows).most_common(k):
         both = set(rows.url[rows.given_label == a]) & set(rows.url[rows.given_label == b])
         paths = df.path[rows.url.isin(both) & df.path.notna()].drop_duplicates()
@@ -285,6 +286,7 @@ class WeakClass:
     recall: float=np.nan
     low: float=np.nan         # 95 % interval
     high: float=np.nan
+    thin: bool=False          # too few images to say
 
 # %% ../../nbs/85_data_facts.ipynb #98500bef
 def classes_to_work_on(of: Material, k: int=5) -> list[WeakClass]:

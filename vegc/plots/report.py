@@ -58,6 +58,8 @@ def report(
     check_writable(path.parent)
     if before is not None and stage is None:
         raise UsageError('There is no stage yet that could be compared; `vegc train` makes one.')
+    for name in filter(None, (stage, before)): stage_info(data, name)  # a mistyped one is told before any work
+    if before is not None and before == stage: raise UsageError(f'{before} is named twice; compare needs two stages.')
     of = gathered(data, pixels)
     trained = stage_facts(of, stage, before) if stage else None
     health = None if stage else health_facts(of)

@@ -105,7 +105,7 @@ def top_confusions(
     places: dict[str, int],   # class → where it stands in the matrix
 ) -> list[Confusion]:
     "The five most frequent confusions."
-    shared, res = shared_pairs(of.data.df[['url', 'given_label']]), []
+    shared, res = shared_pairs(by_picture(of.data.df)), []
     for r in most_confused(m).head(5).to_dict('records'):
         a, b = r['label'], r['predicted_label']
         shown = of.thumbs.strip(cells[a, b], 4, cell_text(of, a, b))
@@ -181,7 +181,7 @@ def confusion_facts(
 
 # %% ../../nbs/86_stage_facts.ipynb #eef25e48
 def weakest_classes(of: Material, m: Metrics, k: int=5) -> list[WeakClass]:
-    "The classes with the lowest recall."
+    "The classes that are predicted worst, as far as it is known; none where nothing is wrong."
     typical = float(of.classes.pictures.median()) if len(of.classes) else 0.
     blank = pd.Series(dict.fromkeys(of.classes.columns, 0) | dict(partner='', name=''))
     res = []
@@ -189,15 +189,20 @@ def weakest_classes(of: Material, m: Metrics, k: int=5) -> list[WeakClass]:
         slug = r['class']
         c = of.classes.loc[slug] if slug in of.classes.index else blank
         said = advice(c, typical, of.names, int(r['n']), _taken_for(m, slug))
-        res.append(WeakClass(of.name(slug), r['n'], said, r['recall'], r['recall_low'], r['recall_high']))
+        res.append(WeakClass(of.name(slug), r['n'], said, r['recall'], r['recall_low'], r['recall_high'],
+                             thin=not r['enough']))
     return res
 
 # %% ../../nbs/86_stage_facts.ipynb #eef25e49
+_DRAWN = 4  # images' worth of the recall of all
+
 def _by_known_recall(classes: pd.DataFrame, m: Metrics) -> pd.DataFrame:
-    judged, per = classes[classes.judged > 0], m.per_class
-    known = per['class'].map(judged.agree/judged.judged).where(~per.enough).fillna(per.recall)
-    by = dict(by=['enough', 'known', 'n'], ascending=[False, True, False])
-    return per[per.n > 0].assign(known=known).sort_values(**by, kind='stable')
+    "Classes with a mistake, the least recall first."
+    per = m.per_class[m.per_class.n > 0]
+    judged = classes.reindex(per['class'])[['judged', 'agree']].fillna(0).to_numpy(float).T*(~per.enough).to_numpy()
+    n, right = per.n + judged[0], per.recall*per.n + judged[1]
+    known = (right + _DRAWN*m.accuracy)/(n + _DRAWN)
+    return per.assign(known=known)[right < n - 1e-9].sort_values(['known', 'n'], kind='stable')
 
 def _taken_for(m: Metrics, slug: str) -> Counter:
     i = m.classes.index(slug)
@@ -211,8 +216,9 @@ def change(
     split: str,
 ) -> Comparison | None:      # None: nothing to compare with
     "Before and after."
-    frozen = f'{stage}-1'
-    before = before or (frozen if frozen in stages(data) else None)
+    if before is None and (frozen := f'{stage}-1') in stages(data):
+        parts = [stage_info(data, s) for s in (frozen, stage)]
+        before = None if parts[0].best == parts[1].best else frozen  # equal: the frozen part's weights are this stage's
     return None if before is None else compare(data, before, stage, split)
 
 # %% ../../nbs/86_stage_facts.ipynb #07da4dac

@@ -17,7 +17,7 @@ import pandas as pd
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from ..core import warn
+from ..core import progress, warn
 from .overlap import GreyThumb, overlap
 
 # %% ../../nbs/41_duplicates.ipynb #e1ffff41
@@ -258,7 +258,8 @@ def prove_pairs(
 def _proofs(pairs: pd.DataFrame, thumb: Callable, mirror: bool, known: dict[tuple[int, int], float]) -> list[float]:
     "What the pixels say of each pair; NaN where an image cannot be read or shows nothing."
     res = []
-    for pair in zip(pairs.a.tolist(), pairs.b.tolist(), strict=True):
+    each = list(zip(pairs.a.tolist(), pairs.b.tolist(), strict=True))
+    for pair in progress(each, desc='near-duplicates', unit='pair'):
         if pair not in known:
             a, b = map(thumb, pair)
             if a is not None and b is not None: known[pair] = overlap(a, b, mirror)

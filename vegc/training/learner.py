@@ -158,13 +158,12 @@ class EpochLog(Callback):
     def before_epoch(self):
         if self.epoch < self.start: return
         which = f'{self.part} {self.epoch + 1}/{self.n_epoch}'
-        self.bar = progress(total=len(self.dls.train), desc=which, unit='batch')
+        self.bar = progress(total=sum(map(len, self.dls.loaders[:2])), desc=which, unit='batch')
         self.losses = self.learn.batch_losses[self.part, self.epoch + 1] = []
 
     def after_batch(self):
-        if not self.training: return
-        self.losses.append(float(self.loss.detach()))
         self.bar.update(1)
+        if self.training: self.losses.append(float(self.loss.detach()))
 
     def after_epoch(self):
         if self.epoch < self.start: return

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['BALANCE', 'ReadImage', 'SplitColumn', 'default_augment', 'datablock', 'check_balance', 'class_weights',
            'oversampled', 'fits_memory', 'fits_gpu', 'KeptPixels', 'keep_pixels', 'default_workers', 'Source',
-           'dataloaders']
+           'ImageLoaders', 'dataloaders']
 
 # %% ../../nbs/50_loaders.ipynb #a4144b87
 import os
@@ -29,6 +29,7 @@ from fastai.vision.augment import aug_transforms
 from fastai.vision.core import PILImage
 from fastcore.basics import patch
 from fasttransform import Transform
+from PIL import Image
 
 from ..core import UsageError
 from ..data.dataset import DatasetLike, Snapshot, snapshot
@@ -221,6 +222,39 @@ def _fastai_loaders(block: DataBlock, source: Source, vocab: list[str], seed: in
     by_class = dict(zip(vocab, weights, strict=True))
     return block.weighted_dataloaders(rows, rows.label.map(by_class).to_numpy(), seed=seed, **common)
 
+# %% ../../nbs/50_loaders.ipynb #c70bf2e6
+class ImageLoaders(DataLoaders):
+    "fastai's loaders, whose new items are read as the dataset's images are."
+    @property
+    def reader(self) -> ReadImage:
+        "What reads an image for validation and prediction."
+        return [t for t in self.valid_ds.tls[0].tfms.fs if isinstance(t, ReadImage)][-1]
+
+    def test_dl(self,
+        test_items,               # paths, bytes, Pillow images, arrays; or rows of a table, as `Snapshot.items`
+        rm_type_tfms: int | None=None,
+        with_labels: bool=False,  # of rows
+        **kw,                     # for fastai's loader
+    ):
+        "Loader of new items. Raises `ImageProblem` for what is no image."
+        if not with_labels and not isinstance(test_items, pd.DataFrame):
+            test_items = _new_items(self.reader, list(test_items))
+        return super().test_dl(test_items, rm_type_tfms, with_labels, **kw)
+
+# %% ../../nbs/50_loaders.ipynb #d85612a9
+def _new_items(read: ReadImage, items: list) -> list:
+    "Files as paths, so that a loader reads them; where one has no file, images of the size."
+    if all(isinstance(i, str | os.PathLike) for i in items): return [_place(read.root, i) for i in items]
+    if not all(isinstance(i, str | os.PathLike | bytes | np.ndarray | Image.Image) for i in items): return items
+    def image(i) -> PILImage:
+        if isinstance(i, str | os.PathLike): i = _place(read.root, i)
+        return PILImage(load_rgb(Image.fromarray(i) if isinstance(i, np.ndarray) else i, read.size))
+    return [image(i) for i in items]
+
+def _place(root: Path, path: str | os.PathLike) -> str:
+    "An image of the dataset, as its tables name it, or any other file."
+    return str(root/path if (root/path).exists() else Path(path).absolute())
+
 # %% ../../nbs/50_loaders.ipynb #e60e7960
 def dataloaders(
     dataset: DatasetLike,
@@ -248,5 +282,5 @@ def dataloaders(
     dls = _fastai_loaders(block, source, vocab, seed, bs=bs, num_workers=num_workers)
     if cache:
         for dl in dls.loaders: keep_pixels(dl)
-    dls.source = source
+    dls.source, dls.__class__ = source, ImageLoaders
     return dls

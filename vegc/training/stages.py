@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from ..core import (DatasetError, UsageError, VegcError, disk_full_is_clear, file_sha256, load_config,
-                       no_numbers, package_version, replacing, utc_now, warn, write_atomic)
+from ..core import (DatasetError, UsageError, VegcError, did_you_mean, disk_full_is_clear, file_sha256,
+                       load_config, no_numbers, package_version, replacing, utc_now, warn, write_atomic)
 from ..data.dataset import DatasetLike
 from ..data.folder import Gone, place
 from ..data.manifest import SPLITS, legal_label
@@ -214,7 +214,7 @@ def stage_info(
 # %% ../../nbs/51_stages.ipynb #2fef3914
 def _no_stage(dataset: DatasetLike, name: str) -> UsageError:
     have = stages(dataset)
-    hint = f'there are {", ".join(have)}.' if have else '`vegc train` makes one.'
+    hint = f'there are {", ".join(have)}.{did_you_mean(name, have)}' if have else '`vegc train` makes one.'
     return UsageError(f'There is no stage {name!r} in {Path(dataset)}; {hint}')
 
 # %% ../../nbs/51_stages.ipynb #93a55c2c

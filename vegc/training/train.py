@@ -10,6 +10,8 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from numbers import Integral
+from typing import Any
 
 import numpy as np
 from fastai.learner import Learner
@@ -195,6 +197,20 @@ def _checked(data: Snapshot, stage: str, recipe: Recipe, overwrite: bool) -> Non
     check_head(recipe.head, recipe.from_scratch)
     check_writable(stage_file(data, stage))
     if recipe.start is None: find_arch(recipe.arch)
+    else: stage_info(data, recipe.start)
+
+def _checked_call(arch: Any, epochs: Any, bs: int) -> tuple[int, int] | None:
+    "The epochs, or what is wrong with the call, before any work is done."
+    if not isinstance(arch, str):
+        raise UsageError('arch is the name of a body; one of your own is "module:function", so that the stage can be '
+                         'read again. To train with a function itself, take image_learner(dls, function).')
+    if bs < 1: raise UsageError(f'bs is the number of images a batch, at least 1, not {bs}.')
+    if epochs is None: return None
+    parts = tuple(epochs) if isinstance(epochs, Sequence) and not isinstance(epochs, str) else ()
+    if len(parts) != 2 or not all(isinstance(n, Integral) and n >= 0 for n in parts) or not any(parts):
+        raise UsageError(f'epochs are two whole numbers, of the frozen and of the unfrozen part, such as (8, 6); '
+                         f'not {epochs!r}.')
+    return parts
 
 # %% ../../nbs/56_train.ipynb #05a6a758
 def _first_part(data: Snapshot, stage: str, recipe: Recipe, overwrite: bool) -> Learner:
@@ -236,11 +252,11 @@ def train(
     trust: str | Callable | Sequence=(),       # module:function of a body of your own that `start` may import
 ) -> Learner:                             # `.info` is what the stage remembers
     "The two-stage recipe. Raises `UsageError`, `DatasetError`, `LeakError`, `WeightsError`."
+    epochs = _checked_call(arch, epochs, bs)
     data = snapshot(dataset, trust)
     if ':' in arch: data = snapshot(data, arch)  # who names a body trusts it
     seed = data.config.seed if seed is None else seed
     if start is not None: arch = stage_info(data, start).arch
-    epochs = epochs and tuple(epochs)
     recipe = Recipe(arch, size, bs, epochs, weights, start, labels, seed, cached, views, balance, patience, head)
     _checked(data, stage, recipe, overwrite)
     set_seed(seed, reproducible=True)
