@@ -134,12 +134,13 @@ def test_a_head_is_of_a_kind_that_there_is(loaders, moons):
     assert image_learner(loaders, 'efficientnet_lite0').info.head == 'linear'
 
 
-def test_a_stage_remembers_its_head_and_where_it_began(moons):
+def test_a_stage_remembers_its_head_and_where_it_began(moons, capsys):
     how = dict(size=48, bs=32)
     learn = train(moons, arch='efficientnet_lite0', epochs=(1, 2), stage='good', **how)
     model, info = load_model(moons, 'good')
     assert info.head == 'linear' and weights_hash(model) == weights_hash(learn.model)
     worse = train(moons, start='good', epochs=(0, 1), lr=3., stage='worse', **how)
+    assert 'unfrozen 1: the accuracy on valid is' in (said := capsys.readouterr().err) and 'the network forgets' in said
     assert worse.info.best['part'] == 'start' and worse.info.best['accuracy'] == info.best['accuracy']
     assert weights_hash(worse.model) == weights_hash(learn.model) == weights_hash(load_model(moons, 'worse')[0])
     assert stage_info(moons, 'worse').best == worse.info.best

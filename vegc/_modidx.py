@@ -1898,6 +1898,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                        'vegc.training.learner.balanced_loss': ('learner.html#balanced_loss', 'vegc/training/learner.py'),
                                        'vegc.training.learner.check_head': ('learner.html#check_head', 'vegc/training/learner.py'),
                                        'vegc.training.learner.epoch_line': ('learner.html#epoch_line', 'vegc/training/learner.py'),
+                                       'vegc.training.learner.fall': ('learner.html#fall', 'vegc/training/learner.py'),
                                        'vegc.training.learner.fast_forward': ('learner.html#fast_forward', 'vegc/training/learner.py'),
                                        'vegc.training.learner.float_tensors': ('learner.html#float_tensors', 'vegc/training/learner.py'),
                                        'vegc.training.learner.image_learner': ('learner.html#image_learner', 'vegc/training/learner.py'),

@@ -32,7 +32,7 @@ from torch import nn
 from ..core import UsageError, reuse_memory, sha256_hex, warn
 from ..features.backbones import bf16_helps, bf16_trains, fold_batchnorm, n_features
 from ..features.features import cached_features
-from .learner import (AverageWeights, EpochLog, HoldNorms, KeepBest, SeedEpoch, WriteCheckpoint,
+from .learner import (AverageWeights, DivergedError, EpochLog, HoldNorms, KeepBest, SeedEpoch, WriteCheckpoint,
                                    adamw_settings, epoch_line, fast_forward, print_nothing, quality, weights_of)
 from .loaders import class_weights, oversampled
 from .ranks import agreed, ranks, this_rank
@@ -343,6 +343,7 @@ def _taken(learn: Learner, row: dict, before: dict[str, torch.Tensor]) -> Learne
     info = learn.info
     info.history.append(row)
     if not this_rank(): print(epoch_line(row), file=sys.stderr)
+    if quality(row) < (-1., 0.): raise DivergedError('frozen')
     if quality(row) > quality(info.best): info.best = row
     else: learn.model[1].load_state_dict(before)
     return fill_recorder(learn)

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['balanced_loss', 'adamw_settings', 'recorded_learner', 'print_nothing', 'import_name', 'check_head',
            'image_learner', 'SeedEpoch', 'epoch_line', 'EpochLog', 'weights_of', 'quality', 'DivergedError',
-           'KeepBest', 'plain_values', 'HoldNorms', 'float_tensors', 'AverageWeights', 'WriteCheckpoint',
-           'fast_forward']
+           'fall', 'KeepBest', 'plain_values', 'HoldNorms', 'float_tensors', 'AverageWeights',
+           'WriteCheckpoint', 'fast_forward']
 
 # %% ../../nbs/54_learner.ipynb #31ce9556
 import importlib
@@ -191,6 +191,19 @@ class DivergedError(VegcError):
         super().__init__(f'The {part} part diverged: no epoch gave a loss that is a number, and no stage is saved. '
                          'Train with a lower rate (lr=1e-4, --lr 1e-4), and look for weights that are no numbers.')
 
+# %% ../../nbs/54_learner.ipynb #6b2d40fa
+def fall(
+    row: dict,         # of the history: this epoch
+    best: dict,        # the best one so far; empty: nothing was trained yet
+    most: float=.1,    # loss of accuracy that is not worth a word
+) -> str | None:
+    "A sentence about an epoch that made things much worse."
+    if not best or not row['accuracy'] < best['accuracy'] - most: return None
+    before = 'at the start' if best['part'] == 'start' else f'after {best["part"]} {best["epoch"]}'
+    return (f'{row["part"]} {row["epoch"]}: the accuracy on valid is {row["accuracy"]:.3f}, {before} it was '
+            f'{best["accuracy"]:.3f}: the network forgets. If the next epochs do not bring it back, train at a tenth '
+            'of the rate (lr=slice(1e-5, 1e-4), --lr 1e-5,1e-4). The best epoch is kept.')
+
 # %% ../../nbs/54_learner.ipynb #0df255f1
 class KeepBest(Callback):
     "Keep the weights of the best epoch, counting what was reached before this fit."
@@ -205,6 +218,7 @@ class KeepBest(Callback):
         if self.epoch < self.log.start: return
         row = self.log.history[-1]
         if quality(row) > quality(self.best): self.best, self.state = row, weights_of(self.model)
+        elif (said := fall(row, self.best)) and not this_rank(): print(said, file=sys.stderr)
         if quality(row) < (-1., 0.): raise CancelFitException  # the weights are lost, and no epoch brings them back
 
     def check(self):
