@@ -45,7 +45,7 @@ def test_each_long_step_has_a_bar_on_a_terminal(tmp_path):
     said, code = on_a_terminal(WORK, str(draw(tmp_path / 'pictures')), str(tmp_path / 'ds'))
     assert code == 0, said[-2000:]
     bars = set(re.findall(r'\r\s*([^\r\n|]*?): +\d+%\|', said))
-    want = {'features', 'near-duplicates', 'frozen 1/1', 'unfrozen 1/1', 'folds', 'predictions', 'linear model',
+    want = {'features', 'near-duplicates', 'head', 'unfrozen 1/1', 'folds', 'predictions', 'linear model',
             'cross-validation'}
     assert want <= bars, want - bars
 

@@ -67,7 +67,7 @@ def dataset(untrained, tmp_path_factory):
     "The same with splits, a stage of each part, and issues."
     ds = copy_of(untrained, tmp_path_factory.mktemp('trained') / 'set')
     split(ds, valid=.2, test=.2)
-    train(ds, arch='efficientnet_lite0', size=32, bs=16, epochs=(3, 1))
+    train(ds, arch='efficientnet_lite0', size=32, bs=16, head='mlp', epochs=(1, 4))
     find_issues(ds, stage='raw')
     return ds
 

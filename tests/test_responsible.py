@@ -30,6 +30,7 @@ ALLOWED_OUTPUTS: dict[str, str] = {
     'nbs/20_lists.ipynb': 'a bar chart of made-up lists',
     'nbs/27_add.ipynb': 'noise of 28 pixels drawn in the notebook',
     'nbs/31_pixels.ipynb': "scikit-learn's sample photographs of a flower and a temple",
+    'nbs/32_features.ipynb': "crops of scikit-learn's sample photograph of a flower",
     'nbs/40_overlap.ipynb': "crops of scikit-learn's sample photograph of a flower",
     'nbs/42_copies.ipynb': "scikit-learn's sample photographs of a flower and a temple",
     'nbs/43_deal.ipynb': 'a chart of made-up group sizes',

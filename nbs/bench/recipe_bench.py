@@ -79,16 +79,16 @@ def loaders(path, n, size):
 
 def measured(path, size, run):
     "One run's line."
-    from vegc.training.fit import fit_body, fit_head, fit_linear
+    from vegc.training.fit import fit_body, fit_head
     from vegc.training.learner import image_learner
     dls = loaders(path, run['n'], size)
     dls.train.bs = 64
     how = {k: v for k, v in run.items() if k not in ('variant', 'n', 'seed', 'linear', 'smoothing')}
     if isinstance(how.get('lr'), tuple): how['lr'] = slice(*how['lr'])
     start, cpu = time.perf_counter(), time.process_time()
-    learn = image_learner(dls, 'efficientnet_lite0', seed=run['seed'], linear=run.get('linear', False),
-                          smoothing=run.get('smoothing', .1))
-    (fit_linear if run.get('linear') else fit_head)(learn)
+    head = 'linear' if run.get('linear') else 'mlp'
+    how_made = dict(seed=run['seed'], head=head, smoothing=run.get('smoothing', .1))
+    learn = fit_head(image_learner(dls, 'efficientnet_lite0', **how_made))
     frozen = learn.info.best['accuracy']
     fit_body(learn, **how)
     rows = [row for row in learn.info.history if row['part'] == 'unfrozen']

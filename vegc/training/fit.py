@@ -29,11 +29,12 @@ from fastai.losses import FocalLoss
 from fastai.metrics import accuracy
 from torch import nn
 
-from ..core import UsageError, reuse_memory, sha256_hex, warn
+from ..core import UsageError, progress, reuse_memory, sha256_hex, warn
 from ..features.backbones import bf16_helps, bf16_trains, fold_batchnorm, n_features
 from ..features.features import cached_features
-from .learner import (AverageWeights, DivergedError, EpochLog, HoldNorms, KeepBest, SeedEpoch, WriteCheckpoint,
-                                   adamw_settings, epoch_line, fast_forward, print_nothing, quality, weights_of)
+from .learner import (AverageWeights, DivergedError, EpochLog, HoldNorms, KeepBest, SeedEpoch,
+                                   WriteCheckpoint, adamw_settings, epoch_line, fast_forward, print_nothing, quality,
+                                   weights_of)
 from .loaders import class_weights, oversampled
 from .ranks import agreed, ranks, this_rank
 from .stages import read_checkpoint
@@ -184,11 +185,12 @@ def logistic_weights(
     b = torch.zeros(n_classes, device=x.device, requires_grad=True)
     opt = torch.optim.LBFGS([w, b], max_iter=200, tolerance_grad=1e-6, line_search_fn='strong_wolfe')
     def closure():
+        bar.update(1)
         opt.zero_grad()
         value = (loss(x @ w.T + b) + w.square().sum()/(2*c))/len(x)
         value.backward()
         return value
-    opt.step(closure)
+    with progress(total=opt.defaults['max_eval'], desc='head', unit='step') as bar: opt.step(closure)
     return w.detach(), b.detach()
 
 # %% ../../nbs/55_fit.ipynb #2ec7ee34

@@ -140,8 +140,9 @@ def stage_remarks(
     "What the training of a stage came to, where that is nothing."
     unfrozen = [row['epoch'] for row in info.history if row['part'] == 'unfrozen']
     if not unfrozen or not info.best or info.best['part'] == 'unfrozen': return []
-    return [f'The unfrozen part came to nothing: none of its {len(unfrozen)} epochs was better than frozen epoch '
-            f'{info.best["epoch"]}, so {info.stage} is what it was after the frozen part.']
+    before = 'the stage that it started from' if info.best['part'] == 'start' else 'the frozen part'
+    return [f'The unfrozen part came to nothing: none of its {len(unfrozen)} epochs was better on valid than {before}, '
+            f'and {info.stage} is what that was.']
 
 # %% ../../nbs/51_stages.ipynb #253c50bb
 def stage_file(
