@@ -146,3 +146,18 @@ def test_a_stage_remembers_its_head_and_where_it_began(moons, capsys):
     assert stage_info(moons, 'worse').best == worse.info.best
     table = predictions(moons, 'worse')
     assert abs((table.label == table.predicted_label).mean() - info.best['accuracy']) < .01
+
+
+def test_busy_threads_are_named_only_where_they_matter(monkeypatch):
+    from vegc.training import train as module
+    for name in ('OMP_WAIT_POLICY', 'GOMP_SPINCOUNT', 'KMP_BLOCKTIME', 'OMP_NUM_THREADS'):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(module, 'best_device', lambda: 'cpu')
+    monkeypatch.setattr('os.getloadavg', lambda: (99., 0., 0.), raising=False)
+    monkeypatch.setattr('os.cpu_count', lambda: 4)
+    assert 'import vegc first' in module.busy_machine()[0]
+    monkeypatch.setenv('GOMP_SPINCOUNT', '5')
+    assert module.busy_machine() == []
+    monkeypatch.delenv('GOMP_SPINCOUNT')
+    monkeypatch.setattr('os.getloadavg', lambda: (1., 0., 0.), raising=False)
+    assert module.busy_machine() == []

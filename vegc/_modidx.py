@@ -2013,6 +2013,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'vegc.training.train._saved_part': ('train.html#_saved_part', 'vegc/training/train.py'),
                                      'vegc.training.train._say': ('train.html#_say', 'vegc/training/train.py'),
                                      'vegc.training.train._with_new_classes': ('train.html#_with_new_classes', 'vegc/training/train.py'),
+                                     'vegc.training.train.busy_machine': ('train.html#busy_machine', 'vegc/training/train.py'),
                                      'vegc.training.train.frozen_part': ('train.html#frozen_part', 'vegc/training/train.py'),
                                      'vegc.training.train.load_stage': ('train.html#load_stage', 'vegc/training/train.py'),
                                      'vegc.training.train.recipe_hash': ('train.html#recipe_hash', 'vegc/training/train.py'),
