@@ -189,7 +189,7 @@ def test_valid_is_taken_and_named_where_test_is_small(dataset, tmp_path):
     ds.update(test, ['split'], reassign=True)
     looks, html = test_looks(ds), report(ds, 'raw').read_text('utf-8')
     text = text_of(html)
-    assert 'valid images 95 % interval' in text and '9 test images are too few to say' in text
+    assert 'valid images : 95 % interval' in text and '9 test images are too few to say' in text
     assert test_looks(ds) == looks, 'test was not looked at'
 
 
