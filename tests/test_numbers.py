@@ -273,3 +273,11 @@ def test_only_a_refusal_of_the_system_is_passed_over(tmp_path):
     with pytest.warns(VegcWarning, match='cannot be written to, so x is not kept'), if_writable(tmp_path/'x'):
         raise PermissionError(13, 'Permission denied')
     with pytest.raises(OSError), if_writable(tmp_path/'x'): raise OSError(28, 'No space left on device')
+
+
+def test_a_failed_row_without_an_address_is_reported(tmp_path):
+    from vegc.plots.report import report
+    ds = ImageDataset(tmp_path/'ds', subject='objects')
+    with ds.run() as run: run.add(dict(key='x', given_label='a', status='failed', error_message='empty: no bytes'))
+    assert ds.failures().iloc[0].to_dict() == dict(reason='empty', count=1, example='')
+    assert '<code>empty</code>' in report(ds).read_text('utf-8')

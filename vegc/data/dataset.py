@@ -142,7 +142,7 @@ def current_class(self: Snapshot,
 @patch
 def failures(self: Snapshot) -> pd.DataFrame:  # reason, count, example
     "Why rows have no usable image: the codes, how often, one example each."
-    bad = self.rows[self.rows.status.isin(['failed', 'skipped'])]
+    bad = self.rows[self.rows.status.isin(['failed', 'skipped'])].assign(url=lambda t: t.url.fillna(''))
     code = bad.error_message.str.split(':').str[0].rename('reason')
     res = bad.groupby(code).agg(count=('url', 'size'), example=('url', 'first')).reset_index()
     return res.sort_values(['count', 'reason'], ascending=[False, True], ignore_index=True)
