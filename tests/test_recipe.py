@@ -13,7 +13,7 @@ from vegc.evaluation.predictions import predictions
 from vegc.features.backbones import weights_hash
 from vegc.training.fit import fit_body, fit_head
 from vegc.training.learner import AverageWeights, image_learner
-from vegc.training.loaders import dataloaders
+from vegc.training.loaders import KeptPixels, dataloaders
 from vegc.training.stages import load_model, stage_info
 from vegc.training.train import train
 
@@ -161,3 +161,27 @@ def test_busy_threads_are_named_only_where_they_matter(monkeypatch):
     monkeypatch.delenv('GOMP_SPINCOUNT')
     monkeypatch.setattr('os.getloadavg', lambda: (1., 0., 0.), raising=False)
     assert module.busy_machine() == []
+
+
+def test_an_image_is_read_once_however_often_it_is_drawn(moons):
+    reads = []
+    class Counted(KeptPixels):
+        def read(self, row):
+            reads.append(row)
+            super().read(row)
+    kept = Counted([moons.path/p for p in moons.images.path[:3]], 16)
+    assert [rows for rows, _ in kept.batches([[0, 1, 0], [1, 0, 2], [2, 2]])] == [[0, 1, 0], [1, 0, 2], [2, 2]]
+    assert sorted(reads) == [0, 1, 2]
+
+
+def test_cross_validation_trains_the_kind_of_head_that_the_stage_has(moons, monkeypatch):
+    from vegc.evaluation import crossval
+    train(moons, arch='efficientnet_lite0', size=48, bs=32, epochs=(8, 0), stage='head')
+    table = crossval.cross_validated_predictions(moons, 'head')
+    frozen = stage_info(moons, 'head').best['accuracy']
+    assert abs((table.label == table.predicted_label).mean() - frozen) < .12  # 256 to learn from there, 160 here
+    def never(*a, **kw): raise AssertionError('a head with a hidden layer')
+    monkeypatch.setattr(crossval, 'head_probabilities', never)
+    crossval.cross_validated_predictions(moons, 'head', seed=5)
+    with pytest.raises(AssertionError, match='hidden layer'):
+        crossval.cross_validated_predictions(moons, 'head', epochs=2)

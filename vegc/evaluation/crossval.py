@@ -24,7 +24,8 @@ from .predictions import kept_probabilities, predictions_frame
 from ..features.backbones import WeightsError, find_arch
 from ..features.features import cached_features
 from ..splits.folds import group_folds
-from ..training.probes import (head_probabilities, logistic_probe, out_of_fold, unlearned_body, unlearned_features)
+from ..training.probes import (head_probabilities, logistic_probe, out_of_fold, solved_probabilities,
+                                  unlearned_body, unlearned_features)
 from ..training.stages import StageInfo, stage_info
 
 # %% ../../nbs/72_crossval.ipynb #04e01f9f
@@ -69,20 +70,26 @@ def dealt_folds(
 def judged_by_heads(
     x: np.ndarray,      # features [n, d]
     folds: Folds,
-    **how,              # epochs, balance, seed for `head_probabilities`
+    head: str='mlp',    # linear: solved for
+    *,
+    balance: str | None=None,
+    **how,              # epochs, seed for `head_probabilities`
 ) -> np.ndarray:        # float32 [n, classes]
     "Each fold's probabilities by a head that learned from the others."
     y, fold, c = folds.y, folds.fold, len(folds.classes)
     p = np.zeros((len(x), c), np.float32)
     for f in progress(np.unique(fold), desc='cross-validation', unit='fold'):
-        p[fold == f] = head_probabilities(x[fold != f], y[fold != f], x[fold == f], c, **how)
+        rows = x[fold != f], y[fold != f], x[fold == f], c
+        if head == 'linear': p[fold == f] = solved_probabilities(*rows, balance=balance)
+        else: p[fold == f] = head_probabilities(*rows, balance=balance, **how)
     return p
 
 # %% ../../nbs/72_crossval.ipynb #aee28a7e
 def frozen_epochs(
     info: StageInfo,
 ) -> int:             # 8 where it has no frozen part
-    "For how many epochs the frozen part of a stage was trained."
+    "For how many epochs the frozen part of a stage was trained, where its head takes epochs."
+    if info.head == 'linear': return 8
     return sum(r['part'] == 'frozen' for r in info.history) or 8
 
 # %% ../../nbs/72_crossval.ipynb #a9094a07
@@ -93,7 +100,7 @@ def cross_validated_predictions(
     *,
     labels: str='current',    # or given
     parts: Sequence[str]=('train', 'valid'),  # splits that take part
-    epochs: int | None=None,  # None: as many as the frozen part had
+    epochs: int | None=None,  # of a head with a hidden layer; None: the stage's kind of head, as it was trained
     balance: str | None=None, # sampling, oversampling, weights or focal
     seed: int | None=None,    # of the deal and the heads; None: the stage's
     trust: str | Callable | Sequence=(),  # module:function of the stage's body, where it is your own
@@ -105,7 +112,8 @@ def cross_validated_predictions(
     seed = info.seed if seed is None else seed
     f = dealt_folds(data, labels, parts, k, seed)
     x = cached_features(data, info.arch, info.size, paths=f.rows.path, body=body)
-    how = dict(epochs=frozen_epochs(info) if epochs is None else epochs, balance=balance, seed=seed)
+    head = info.head if epochs is None else 'mlp'
+    how = dict(head=head, epochs=epochs or frozen_epochs(info), balance=balance, seed=seed)
     def judge() -> pd.DataFrame:
         return predictions_frame(f.rows, judged_by_heads(x, f, **how), f.classes).assign(fold=f.fold, group=f.groups)
     made_of = [METHOD, features_mark(x), k, how, f.rows.to_csv()]

@@ -172,7 +172,8 @@ def batches(self: KeptPixels,
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         coming = deque()
         for rows in chunks:
-            coming.append((rows, [pool.submit(self.read, i) for i in rows if not self.full[i]]))
+            lacking = {i for i in rows if not self.full[i]}.difference(*(before for before, _ in coming))
+            coming.append((rows, [pool.submit(self.read, i) for i in lacking]))
             if len(coming) > 1: yield coming[0][0], self.take(*coming.popleft())
         while coming: yield coming[0][0], self.take(*coming.popleft())
 
@@ -265,7 +266,7 @@ def dataloaders(
     vocab: Sequence[str] | None=None, # classes in order; None: those of the labels, sorted
     balance: str | None=None,         # sampling, oversampling, weights or focal; the last two are for the learner
     augment: bool=True,
-    cache: bool | None=None,          # keep decoded images in memory; None: when they fit
+    cache: bool | None=None,          # keep decoded images in memory; None: when they fit and no processes shall read
     seed: int | None=None,            # order of batches; None: the dataset's
     num_workers: int | None=None,
     **tfms,                           # for `datablock` and `default_augment`
@@ -276,7 +277,7 @@ def dataloaders(
     source = Source(data, data.items(labels), as_size(size), labels, balance)
     vocab = sorted(source.items.label.unique()) if vocab is None else list(vocab)
     seed = data.config.seed if seed is None else seed
-    if cache is None: cache = _may_keep(source.items, size)
+    if cache is None: cache = not num_workers and _may_keep(source.items, size)
     if num_workers is None: num_workers = 0 if cache else default_workers()
     block = datablock(data, size, vocab=vocab, augment=augment, **tfms)
     dls = _fastai_loaders(block, source, vocab, seed, bs=bs, num_workers=num_workers)
